@@ -1,0 +1,48 @@
+"""The ADD student: a denoiser that is only ever asked at a few timesteps (paper 3.1)."""
+
+import torch
+from torch import Tensor, nn
+
+from .schedule import NoiseSchedule
+
+# Evenly spaced and ending at the last index, so that the stock trailing spacing of 1, 2 and 4 steps visits them.
+DEFAULT_STUDENT_TIMESTEPS = (249, 499, 749, 999)
+
+Condition = dict[str, Tensor | dict[str, Tensor]]  # keyword arguments of a UNet's forward, batch first
+
+
+def diffuse_student(schedule: NoiseSchedule, z0: Tensor, eps: Tensor, s: Tensor) -> Tensor:
+    """The student's input x_s = alpha_s z0 + sigma_s eps, and pure noise at the last timestep.
+
+    Zero terminal SNR (paper 3.1, after 2305.08891) either comes with the rescaled schedule, whose last alpha is 0, or,
+    for a schedule that ends at a small alpha, is enforced here: no trace of z0 may be left, because sampling starts
+    from noise alone.
+
+    Args:
+        z0, eps: `(B, C, H, W)` latents and unit Gaussian noise.
+        s: `(B,)` int student timesteps.
+
+    Returns:
+        `(B, C, H, W)` float32.
+    """
+    x_s = schedule.diffuse(z0, eps, s)
+    is_last = (s == len(schedule) - 1).reshape(-1, 1, 1, 1)
+    return torch.where(is_last, eps.float(), x_s)
+
+
+def student_sample(unet: nn.Module, schedule: NoiseSchedule, x_s: Tensor, s: Tensor, condition: Condition) -> Tensor:
+    """x^_theta(x_s, s), the student's one-step estimate of the clean latent (paper 3.1).
+
+    At the last timestep an epsilon student keeps the ORIGINAL finite alpha (0.068 for Stable Diffusion) although its
+    input is pure noise: x0 = 14.649 n - 14.615 eps^. That is what stock Euler-ancestral sampling with trailing spacing
+    computes, so training and the published sampler agree.
+
+    Args:
+        x_s: `(B, C, H, W)` float32, from `diffuse_student`.
+        s: `(B,)` int.
+        condition: the UNet's keyword arguments.
+
+    Returns:
+        `(B, C, H, W)` float32 latents, scaled as the UNet sees them.
+    """
+    return schedule.x0(unet(x_s, s, **condition).sample, x_s, s)
