@@ -1,0 +1,43 @@
+"""The discriminator as a whole: augmentation, frozen features, trainable heads (ADD, section 3.2)."""
+
+from torch import Tensor, nn
+
+from discriminator.augment import diff_augment
+from discriminator.features import FeatureNetwork
+from discriminator.heads import DiscriminatorHeads
+from discriminator.preprocess import fit_to_input_size
+
+
+class Discriminator(nn.Module):
+    """Feature network F and heads. `heads(features(images), condition)` are the logits `(B, K, N)`.
+
+    The two halves are called apart, because R1 (ADD, eq. 3) differentiates with respect to what lies between them.
+
+    Attributes:
+        feature_network: frozen; gradients flow through it to the images only.
+        heads: trainable. In eval mode a forward pass leaves its buffers (spectral norm) alone, which is the mode for
+            the student's step.
+        augment: whether `features` applies DiffAugment.
+    """
+
+    def __init__(self, feature_network: FeatureNetwork, condition_dim: int = 0, augment: bool = True):
+        """`condition_dim` is the size of the heads' condition, 0 for none."""
+        super().__init__()
+        self.feature_network = feature_network
+        self.heads = DiscriminatorHeads(feature_network.width, feature_network.num_taps, condition_dim)
+        self.augment = augment
+
+    def features(self, images: Tensor, uniform: Tensor, crop: tuple[float, float, float]) -> tuple[Tensor, ...]:
+        """Features of augmented images, fitted to F's input size: K tensors `(B, C, N)`, in the dtype F gives them.
+
+        Args:
+            images: `(B, 3, H, W)` in [-1, 1], any size and floating dtype.
+            uniform: `(B, AUGMENT_NUMBERS)` in [0, 1), the numbers of `diff_augment`.
+            crop: three numbers in [0, 1), those of `fit_to_input_size`.
+        """
+        # A half-precision decoder's output would lose bits to every operation of the augmentation.
+        images = images.float()
+        if self.augment:
+            images = diff_augment(images, uniform)
+        images = fit_to_input_size((images + 1) / 2, self.feature_network.input_size, crop)
+        return self.feature_network(images)

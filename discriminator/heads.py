@@ -1,0 +1,143 @@
+"""The trainable heads of the discriminator (StyleGAN-T, section 3.2; ADD, section 3.2).
+
+One independent head for every tap of the feature network; each gives a logit for every token.
+Shapes: B samples, C channels of the feature network, N tokens, K heads, D entries of the condition.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+PROJECTION_DIM = 64
+KERNEL_SIZE = 9  # of the residual block, in tokens
+GROUP_SIZE = 8  # samples that share the statistics of virtual batch normalization
+
+
+def virtual_batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, group_size: int = GROUP_SIZE, eps: float = 1e-5
+) -> Tensor:
+    """Batch normalization within groups of `group_size` consecutive samples.
+
+    Mean and biased variance of each channel are taken over the samples and tokens of a group; there are no running
+    statistics. The strength of the normalization so does not depend on the batch size of a device. When
+    `group_size` does not divide B, the rest is one smaller group; a single sample has its tokens for statistics.
+
+    Args:
+        x: `(B, C, N)`.
+        weight: `(C,)`.
+        bias: `(C,)`.
+        group_size: samples in a group.
+        eps: added to the variance.
+
+    Returns:
+        `(B, C, N)`.
+    """
+    groups = [F.batch_norm(g, None, None, weight, bias, training=True, eps=eps) for g in x.split(group_size)]
+    return torch.cat(groups)
+
+
+class VirtualBatchNorm(nn.Module):
+    """`virtual_batch_norm` with a learned scale and shift for each of `channels`."""
+
+    def __init__(self, channels: int, group_size: int = GROUP_SIZE, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.group_size = group_size
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize `(B, C, N)`; the same in training and evaluation mode."""
+        return virtual_batch_norm(x, self.weight, self.bias, self.group_size, self.eps)
+
+
+class Block(nn.Module):
+    """Spectrally normalized circular convolution along the tokens, virtual batch norm, LeakyReLU 0.2."""
+
+    def __init__(self, channels: int, kernel_size: int):
+        super().__init__()
+        # No bias: the normalization that follows subtracts it, so its gradient would be rounding noise,
+        # which Adam scales up to full steps.
+        conv = nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2, padding_mode="circular", bias=False)
+        # One power iteration a forward pass, and none in eval mode: the heads in eval mode are left untouched by
+        # the student's step.
+        self.conv = spectral_norm(conv, n_power_iterations=1)
+        self.norm = VirtualBatchNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, N)` to `(B, C, N)`."""
+        return F.leaky_relu(self.norm(self.conv(x)), 0.2)
+
+
+class Head(nn.Module):
+    """The discriminator of one tap: a logit for every token, by projection when there is a condition.
+
+    Projection (1802.05637): logit = <W c + b, out> / sqrt(64), out the classifier's 64 channels at the token.
+    """
+
+    def __init__(self, width: int, condition_dim: int = 0):
+        """`width` C of the features, `condition_dim` D of the condition, 0 for none."""
+        super().__init__()
+        self.pointwise = Block(width, kernel_size=1)
+        self.neighborhood = Block(width, kernel_size=KERNEL_SIZE)
+        self.classifier = spectral_norm(nn.Conv1d(width, PROJECTION_DIM if condition_dim else 1, kernel_size=1))
+        self.projection = None
+        if condition_dim:
+            # W ~ N(0, 1). An input of D unit-variance entries would need the gain 1 / sqrt(D); c is made of unit
+            # vectors, whose entries have variance 1/D, and the two factors cancel. With torch's default, logits
+            # start near 0.01 and Adam moves the parameters too little for the hinge to be reached soon.
+            self.projection = nn.Linear(condition_dim, PROJECTION_DIM)
+            nn.init.normal_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Logits `(B, N)` of features `x` (B, C, N) under `condition` (B, D), made of L2-normalized vectors.
+
+        Raises:
+            ValueError: too few tokens for the circular convolution.
+        """
+        if x.shape[-1] < KERNEL_SIZE // 2:
+            raise ValueError(
+                f"the heads' kernel of {KERNEL_SIZE} needs at least {KERNEL_SIZE // 2} tokens, got {x.shape[-1]}; "
+                "use a larger input size or a smaller patch size"
+            )
+        x = self.pointwise(x)
+        x = (self.neighborhood(x) + x) / math.sqrt(2)
+        out = self.classifier(x)
+        if self.projection is None:
+            return out.squeeze(1)
+        return torch.einsum("bd,bdn->bn", self.projection(condition), out) / math.sqrt(PROJECTION_DIM)
+
+
+class DiscriminatorHeads(nn.Module):
+    """K independent heads. This is all of the discriminator that is trained.
+
+    They are an fp32 island: autocast is off inside, whatever the features' dtype. Leave them uncompiled, because R1
+    differentiates their gradient and compiled graphs have no double backward.
+    """
+
+    def __init__(self, width: int, num_taps: int, condition_dim: int = 0):
+        """`width` C and `num_taps` K of the feature network, `condition_dim` D (0: unconditional)."""
+        super().__init__()
+        self.condition_dim = condition_dim
+        self.heads = nn.ModuleList(Head(width, condition_dim) for _ in range(num_taps))
+
+    def forward(self, features: tuple[Tensor, ...], condition: Tensor | None = None) -> Tensor:
+        """Logits `(B, K, N)`, float32, of K feature tensors `(B, C, N)` under `condition` (B, D) or None.
+
+        Raises:
+            ValueError: the number of features or the condition's size is not what the heads were made for.
+        """
+        condition_dim = 0 if condition is None else condition.shape[-1]
+        if len(features) != len(self.heads) or condition_dim != self.condition_dim:
+            raise ValueError(
+                f"the heads were made for {len(self.heads)} feature tensors and a condition of size "
+                f"{self.condition_dim} (0: None), got {len(features)} and {condition_dim}"
+            )
+        with torch.autocast(features[0].device.type, enabled=False):
+            condition = None if condition is None else condition.float()
+            logits = [head(x.float(), condition) for head, x in zip(self.heads, features)]
+        return torch.stack(logits, dim=1)

@@ -1,0 +1,155 @@
+"""The tiny world's networks: the real architectures of Stable Diffusion, CLIP and DINOv2, only smaller.
+
+Every function returns an untrained model of a stock diffusers or transformers class, so whatever loads the
+originals loads these. Images are `(B, 3, 32, 32)`, latents `(B, 4, 8, 8)`. `examples.tiny.build` trains
+them on real data; tests use them as they are.
+"""
+
+import json
+from collections.abc import Iterable
+
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.normalizers import Lowercase
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+)
+
+IMAGE_SIZE = 32  # pixels
+LATENT_SIZE = 8  # IMAGE_SIZE / 4: the tiny autoencoder halves twice, Stable Diffusion's three times
+LATENT_CHANNELS = 4
+TEXT_WIDTH = 64
+MAX_TOKENS = 24  # CLIP has 77; the captions of the tiny world are a few words, and padding costs attention
+
+
+def make_tokenizer(captions: Iterable[str], vocab_size: int = 600) -> CLIPTokenizer:
+    """Train CLIP's byte-pair tokenizer on `captions`. Returns a stock `CLIPTokenizer`.
+
+    CLIP's conventions are kept: lower case, `</w>` at the end of a word, the end token has the largest id.
+    """
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    tokenizer = Tokenizer(models.BPE(unk_token=end, end_of_word_suffix="</w>"))
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    # The whole byte alphabet goes in, plain and word-final, so that no caption can meet an unknown character.
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size + 2 * len(alphabet),
+        initial_alphabet=sorted(alphabet),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    vocab = tokenizer.get_vocab()
+    for char in sorted(alphabet):
+        vocab.setdefault(char + "</w>", len(vocab))
+    vocab[start], vocab[end] = len(vocab), len(vocab) + 1
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in merges], model_max_length=MAX_TOKENS)
+
+
+def make_clip(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH, layers: int = 2) -> CLIPModel:
+    """A whole CLIP (text and vision towers). Its text tower becomes the pipeline's text encoder."""
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 32),
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 32),
+        image_size=IMAGE_SIZE,
+        patch_size=4,
+        projection_dim=width,
+    )
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=width))
+
+
+def make_vae(channels: tuple[int, ...] = (16, 16, 32)) -> AutoencoderKL:
+    """KL autoencoder, images `(B, 3, 32, 32)` in [-1, 1] to latents `(B, 4, 8, 8)`."""
+    return AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=IMAGE_SIZE,
+    )
+
+
+def make_unet(channels: tuple[int, int] = (48, 96), cross_attention_dim: int = TEXT_WIDTH) -> UNet2DConditionModel:
+    """The text-conditional UNet in Stable Diffusion's layout, latents `(B, 4, 8, 8)`.
+
+    Attention sits at the 4x4 level only: on a CPU it costs more than the convolutions and at 8x8 adds little.
+    """
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=cross_attention_dim,
+        attention_head_dim=2,
+        norm_num_groups=16 if channels[0] % 16 == 0 else 8,
+    )
+
+
+def make_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
+    """Stable Diffusion's own noise schedule (`scaled_linear` 0.00085..0.012)."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+
+
+def dinov2_config(width: int = 64, layers: int = 4, **kwargs) -> Dinov2Config:
+    """A vision transformer in DINOv2's layout: 8x8 patches of 4 pixels and a class token."""
+    return Dinov2Config(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 32),
+        mlp_ratio=4,
+        image_size=IMAGE_SIZE,
+        patch_size=4,
+        **kwargs,
+    )
+
+
+def make_dinov2(width: int = 64, layers: int = 4) -> Dinov2Model:
+    """Backbone only, as `facebook/dinov2-small` is."""
+    return Dinov2Model(dinov2_config(width, layers))
+
+
+def make_classifier(labels: list[str], width: int = 64, layers: int = 4) -> Dinov2ForImageClassification:
+    """Backbone with a linear head: the evaluator, whose features serve the Frechet distance and whose labels the
+    agreement of image and caption."""
+    return Dinov2ForImageClassification(
+        dinov2_config(width, layers, id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)})
+    )

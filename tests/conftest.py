@@ -1,0 +1,27 @@
+"""What many tests share: quiet libraries, one thread each (tests run in parallel), and a small world on disk."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+from tests import tiny_world
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """An epsilon teacher, a feature network, a CLIP and 24 images, untrained, on disk."""
+    return tiny_world.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def v_world(tmp_path_factory):
+    """The same with a v-prediction teacher."""
+    return tiny_world.build(tmp_path_factory.mktemp("v_world"), prediction_type="v_prediction")

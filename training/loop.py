@@ -1,0 +1,308 @@
+"""The training loop: backward, clip, step, average, log, validate, checkpoint. What is computed stands in `step.py`."""
+
+import argparse
+import logging
+import random
+from collections import deque
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pipelines import student_scheduler
+
+from . import setup
+from .batches import BatchMaker
+from .checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from .data import load_image_text_dataset, make_dataloader
+from .draws import draw_crop
+from .metrics import Metrics
+from .optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
+from .publish import push_published, save_published
+from .sampler import derive_seed
+from .samples import SampleReader
+from .state import RunState
+from .step import ADDStep, Batch
+from .validation import averaged, validate
+
+logger = logging.getLogger(__name__)
+READ_EVERY = 10  # iterations between reads of the running figures; each read waits for the device
+
+
+class NonFiniteError(RuntimeError):
+    """Too many iterations in a row had a NaN or infinite loss."""
+
+
+def backward(accelerator: Accelerator, network: nn.Module, loss: Tensor, is_last: bool) -> None:
+    """Add to the gradients; ranks exchange them with the last micro-batch of an iteration only."""
+    with nullcontext() if is_last else accelerator.no_sync(network):
+        accelerator.backward(loss)
+
+
+def iterate(
+    step: ADDStep, window: list[Batch], updaters: dict[str, Updater], accelerator: Accelerator
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One iteration on `window`, its micro-batches: first the discriminator's step, then the student's.
+
+    With one micro-batch the student's sample is computed once and shared. With several, keeping their graphs until the
+    discriminator has moved would cost the memory that accumulation is there to save, so each is computed again: the
+    draws are part of the batch, so it is the same sample.
+
+    Returns:
+        Mean scalars over the window, and 1.0 where either network's step was skipped.
+    """
+    n, skips, values = len(window), [], {}
+    shared = step.sample(window[0]) if n == 1 else None
+    phases = [] if step.discriminator is None else [("discriminator", step.heads, step.discriminator_losses)]
+    for name, network, losses_of in [*phases, ("student", step.student, step.student_losses)]:
+        total = 0.0
+        for i, batch in enumerate(window):
+            with torch.set_grad_enabled(name == "student"):
+                sample = shared or step.sample(batch)
+            losses = losses_of(batch, sample)
+            loss = losses.pop("total") / n
+            backward(accelerator, network, loss, is_last=i == n - 1)
+            total = total + loss.detach()
+            for key, value in losses.items():
+                values[key] = values.get(key, 0.0) + value.detach() / n
+        values[f"gradient_norm/{name}"], skipped = updaters[name].update(total)
+        skips.append(skipped)
+    return values, torch.stack(skips).amax()
+
+
+class Trainer:
+    """A run's parts, made once, and the loop over them."""
+
+    def __init__(self, family: setup.Family, args: argparse.Namespace):
+        self.args, self.family = args, family
+        self.accelerator = setup.make_accelerator(args)
+        self.schedules = setup.make_schedules(args, family.scheduler)  # refuses before any weight is loaded
+        resume_from = self._checkpoint_to_resume()
+        self.seed = self._choose_seed(resume_from)
+        self._load_data()
+        self._load_networks()
+        self.metrics = Metrics()
+        self.recent_ids: deque[list[int]] = deque(maxlen=READ_EVERY)
+        if resume_from is not None:
+            self.state.load(resume_from, args, self.accelerator)
+            logger.info("Continuing from %s at iteration %d", resume_from.path.name, self.state.step)
+        self.skipped_before = self.state.skipped
+
+    def _checkpoint_to_resume(self):
+        if self.args.resume_from_checkpoint is None:
+            return None
+        path = find_checkpoint(self.args.output_dir, self.args.resume_from_checkpoint)
+        if path is None:
+            logger.warning("No checkpoint in %s yet: starting afresh", self.args.output_dir)
+        return None if path is None else load_checkpoint(path)
+
+    def _choose_seed(self, resume_from) -> int:
+        """The flag's; without it the checkpoint's; without that a fresh one, the same at every process."""
+        if self.args.seed is not None:
+            return self.args.seed
+        if resume_from is not None:
+            return resume_from.state["seed"]
+        seed = torch.tensor(random.SystemRandom().randrange(2**31), device=self.accelerator.device)
+        return int(self.accelerator.gather(seed.reshape(1))[0])
+
+    def _load_data(self) -> None:
+        args = self.args
+        self.rows = load_image_text_dataset(
+            dataset_name=args.dataset_name,
+            dataset_config_name=args.dataset_config_name,
+            train_data_dir=args.train_data_dir,
+            image_column=args.image_column,
+            caption_column=args.caption_column,
+            max_train_samples=args.max_train_samples,
+            streaming=args.streaming,
+            cache_dir=args.cache_dir,
+            seed=self.seed,
+        )
+        self.reader = SampleReader(
+            args.image_column, args.caption_column, args.resolution, args.center_crop, args.random_flip, self.seed
+        )
+        self.global_batch = args.train_batch_size * args.gradient_accumulation_steps * self.accelerator.num_processes
+        self.num_samples = None if args.streaming else len(self.rows)
+        self.total_steps = args.max_train_steps
+        if self.total_steps is None:
+            self.total_steps = max(1, args.num_train_epochs * self.num_samples // self.global_batch)
+
+    def _load_networks(self) -> None:
+        args, accelerator, family = self.args, self.accelerator, self.family
+        dtype, device = setup.frozen_dtype(accelerator), accelerator.device
+        set_seed(derive_seed(self.seed) % 2**32)  # initial weights: alike at every process
+        family.load(dtype, device)
+        student = setup.make_student(args, family)
+        discriminator = text = image = None
+        if args.adversarial_weight > 0:
+            discriminator, text, image = setup.make_discriminator(args, device, dtype)
+        heads = None if discriminator is None else discriminator.heads
+        ema = EMAModel(student.parameters(), decay=args.ema_decay, foreach=True) if args.use_ema else None
+        scale = self.global_batch if args.scale_lr else 1
+        updaters = {"student": self._updater(student_optimizer(student.parameters(), args, scale))}
+        if heads is not None:
+            updaters["discriminator"] = self._updater(discriminator_optimizer(heads.parameters(), args, scale))
+        self.state = RunState(student, heads, updaters, ema, self.seed)
+        prepared = accelerator.prepare_model(student)
+        self.step = setup.make_step(args, family, prepared, discriminator, self.schedules, accelerator)
+        keep_image = args.condition_image_at_last_timestep
+        self.make_batch = BatchMaker(
+            args, family, setup.draw_settings(args, self.seed), text, image,
+            None if keep_image else len(self.schedules[0]) - 1, device,
+        )  # fmt: skip
+
+    def _updater(self, optimizer: torch.optim.Optimizer) -> Updater:
+        schedule = learning_rate_schedule(optimizer, self.args, self.total_steps)
+        return Updater(self.accelerator, self.accelerator.prepare(optimizer), schedule, self.args.max_grad_norm)
+
+    def describe(self) -> str:
+        """The resolved configuration."""
+        discriminator = self.step.discriminator
+        return setup.describe(
+            self.args,
+            self.accelerator,
+            {
+                "prediction_type": self.schedules[1].prediction_type,
+                "zero_snr": setup.zero_snr_mode(self.args, self.schedules[0].prediction_type),
+                "student_parameters": sum(p.numel() for p in self.state.student.parameters() if p.requires_grad),
+                "head_parameters": sum(p.numel() for p in discriminator.heads.parameters()) if discriminator else 0,
+                "num_taps": discriminator.feature_network.num_taps if discriminator else 0,
+                "input_size": discriminator.feature_network.input_size if discriminator else 0,
+                "num_samples": self.num_samples or "streamed",
+                "total_steps": self.total_steps,
+                "seed": self.seed,
+            },
+        )
+
+    def run(self) -> None:
+        """Train to the end, then publish."""
+        args, accelerator, state = self.args, self.accelerator, self.state
+        accelerator.init_trackers(args.tracker_project_name, config=_tracker_config(args))
+        logger.info("ADD distillation\n%s", self.describe())
+        loader = make_dataloader(
+            self.rows,
+            self.reader,
+            batch_size=args.train_batch_size,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            start_position=state.position,
+            num_workers=args.dataloader_num_workers,
+        )
+        progress = tqdm(
+            total=self.total_steps, initial=state.step, desc="ADD", unit="it", smoothing=0.05,
+            disable=not accelerator.is_local_main_process,
+        )  # fmt: skip
+        for window in _windows(loader, args.gradient_accumulation_steps):
+            if state.step >= self.total_steps:
+                break
+            self._iteration(window)
+            progress.update(1)
+            is_end = state.step == self.total_steps
+            if state.step % READ_EVERY == 0 or is_end:
+                self._read_metrics(progress)
+            if args.validation_prompts and (state.step % args.validation_steps == 0 or is_end):
+                self._validate()
+            if state.step % args.checkpointing_steps == 0:
+                self._checkpoint(progress)
+        progress.close()
+        self._finish()
+
+    def _iteration(self, window: list[dict]) -> None:
+        state = self.state
+        # Dropout of an adapter is the one thing that draws from the global state.
+        set_seed(derive_seed(self.seed, state.step, self.accelerator.process_index, 2) % 2**32)
+        crop = draw_crop(self.seed, state.step)
+        batches = [self.make_batch(loaded, crop) for loaded in window]
+        values, skipped = iterate(self.step, batches, self.state.updaters, self.accelerator)
+        if state.ema is not None:
+            state.ema.step(state.student.parameters())
+        self.metrics.add(values)
+        self.metrics.skip(skipped)
+        self.recent_ids.append([int(i) for loaded in window for i in loaded["sample_ids"]])
+        state.step += 1
+        state.position += self.global_batch
+        state.replaced += sum(loaded["replaced"] for loaded in window)
+
+    def _read_metrics(self, progress: tqdm) -> None:
+        """Log the figures, and end the run where too many steps in a row were not finite."""
+        values, skipped, longest = self.metrics.read()
+        self.state.skipped = skipped = self.skipped_before + skipped
+        rate = progress.format_dict["rate"]
+        values["images_per_second"] = (rate or 0.0) * self.global_batch
+        values["skipped_steps"], values["replaced_samples"] = skipped, self.state.replaced
+        for name, updater in self.state.updaters.items():
+            values[f"learning_rate/{name}"] = updater.schedule.get_last_lr()[0]
+        self.accelerator.log(values, step=self.state.step)
+        shown = {"D": "loss/discriminator", "G": "loss/adversarial", "distill": "loss/distillation"}
+        progress.set_postfix(
+            {k: f"{values[v]:.3f}" for k, v in shown.items() if v in values}
+            | {"img/s": f"{values['images_per_second']:.1f}"}
+            | ({"skipped": skipped} if skipped else {})
+        )
+        if longest >= self.args.max_skipped_steps:
+            raise NonFiniteError(
+                f"{longest} iterations in a row had a NaN or infinite loss or gradient, the last of them at iteration "
+                f"{self.state.step} or up to {READ_EVERY} before it; no weight was touched by them. Sample ids since: "
+                f"{[i for ids in self.recent_ids for i in ids]}. Lower --learning_rate or "
+                "--discriminator_learning_rate, or use --mixed_precision bf16, and resume from the last checkpoint"
+            )
+
+    def _scheduler(self):
+        return student_scheduler(
+            self.family.scheduler.config,
+            self.schedules[0].prediction_type,
+            self.args.student_timesteps,
+            rescale_betas_zero_snr=setup.zero_snr_mode(self.args, self.schedules[0].prediction_type) == "rescale",
+        )
+
+    def _validate(self) -> None:
+        if self.accelerator.is_main_process:
+            with averaged(self.state.student, self.state.ema) as student:
+                pipeline = self.family.pipeline(student, self._scheduler())
+                path = validate(self.accelerator, pipeline, self.args, self.seed, self.state.step)
+            logger.info("Samples at iteration %d: %s", self.state.step, path)
+        self.accelerator.wait_for_everyone()
+
+    def _checkpoint(self, progress: tqdm) -> None:
+        self._read_metrics(progress)  # never save what a run of skipped steps has just condemned
+        if self.accelerator.is_main_process:
+            tensors, state = self.state.save(self.args, self.accelerator)
+            save_checkpoint(self.args.output_dir, self.state.step, tensors, state, self.args.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self) -> None:
+        accelerator, args = self.accelerator, self.args
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            if setup.frozen_dtype(accelerator) != torch.float32:
+                # The frozen parts ran in half precision; what is published keeps the precision they came in.
+                self.family.load(torch.float32, torch.device("cpu"))
+            with averaged(self.state.student, self.state.ema) as student:
+                save_published(self.family.pipeline(student, self._scheduler()), args.output_dir)
+            logger.info("Saved the student to %s", Path(args.output_dir).resolve())
+            if args.push_to_hub:
+                push_published(args)
+        accelerator.end_training()
+
+
+def _windows(loader: Iterator[dict], size: int) -> Iterator[list[dict]]:
+    """Consecutive micro-batches in groups of `size`."""
+    while window := list(islice(loader, size)):
+        yield window
+
+
+def _tracker_config(args: argparse.Namespace) -> dict:
+    """The flags as trackers take them: numbers and text, and no token."""
+    return {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(args).items() if k != "hub_token"}
+
+
+def train(family: setup.Family, args: argparse.Namespace) -> None:
+    """Train a student of `family` as `args` says; the result is in `args.output_dir`."""
+    Trainer(family, args).run()

@@ -1,0 +1,45 @@
+"""Running figures, kept on the device and read all at once every few iterations."""
+
+import torch
+from torch import Tensor
+
+
+class Metrics:
+    """Means of device scalars since the last read, and the longest run of skipped steps.
+
+    Reading a scalar makes the host wait for the device; doing it every iteration would leave an accelerator idle
+    between steps.
+    """
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.skipped_total: Tensor | None = None
+        self.skipped_in_a_row: Tensor | None = None
+        self.longest_run: Tensor | None = None
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add one iteration's scalars. Non-finite ones are left out of the means: `skip` counts them."""
+        for name, value in values.items():
+            value = value.detach().float()
+            finite = torch.isfinite(value)
+            self.sums[name] = self.sums.get(name, 0.0) + torch.where(finite, value, 0.0)
+            self.counts[name] = self.counts.get(name, 0) + finite
+
+    def skip(self, skipped: Tensor) -> None:
+        """Count an iteration whose step was skipped (1.0) or taken (0.0)."""
+        if self.skipped_total is None:
+            self.skipped_total = self.skipped_in_a_row = self.longest_run = torch.zeros_like(skipped)
+        self.skipped_total = self.skipped_total + skipped
+        self.skipped_in_a_row = (self.skipped_in_a_row + skipped) * skipped
+        self.longest_run = torch.maximum(self.longest_run, self.skipped_in_a_row)
+
+    def read(self) -> tuple[dict[str, float], int, int]:
+        """Means since the last read, skipped steps in all, and the longest run of them. One wait for the device."""
+        names = list(self.sums)
+        means = [self.sums[n] / torch.as_tensor(self.counts[n]).clamp(min=1) for n in names]
+        skips = [self.skipped_total, self.longest_run] if self.skipped_total is not None else []
+        values = torch.stack([torch.as_tensor(v, dtype=torch.float32) for v in means + skips]).tolist() if names else []
+        self.sums, self.counts = {}, {}
+        total, longest = (int(v) for v in values[len(names) :]) if skips else (0, 0)
+        return dict(zip(names, values)), total, longest

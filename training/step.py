@@ -1,0 +1,175 @@
+"""One iteration of ADD in the paper's names. This file only computes losses; `training.loop` owns every update.
+
+Shapes: B samples, images `(B, 3, H, W)` in [-1, 1], latents `(B, 4, H/8, W/8)`, features of K taps `(B, C, N)`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from discriminator import Discriminator
+from distillation.objectives import (
+    distillation_loss,
+    distillation_weight,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    r1_penalty,
+)
+from distillation.schedule import NoiseSchedule
+from distillation.student import Condition, diffuse_student, student_sample
+from distillation.teacher import Teacher, TeacherConditions
+
+from .draws import Draws
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one iteration starts from, on the device.
+
+    Attributes:
+        x0: `(B, 3, H, W)` real images in [-1, 1].
+        condition: the captions as the student's UNet takes them.
+        teacher_conditions: the captions as the teacher takes them; None without distillation.
+        c: `(B, D)` the discriminator's condition, or None.
+        draws: every random number of these samples.
+        crop: three numbers in [0, 1) that the whole global batch shares, for the discriminator's crop.
+    """
+
+    x0: Tensor
+    condition: Condition
+    teacher_conditions: TeacherConditions | None
+    c: Tensor | None
+    draws: Draws
+    crop: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class StudentSample:
+    """x^_theta: latent, pixels (None where no loss needs them) and F_k of the pixels (None without discriminator)."""
+
+    z: Tensor
+    x: Tensor | None
+    features: tuple[Tensor, ...] | None
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """`module` in eval mode and without parameter gradients: in a G step D must be left exactly as it was, the power
+    iteration of its spectral norm included."""
+    training, trainable = module.training, [p for p in module.parameters() if p.requires_grad]
+    module.eval().requires_grad_(False)
+    try:
+        yield module
+    finally:
+        module.train(training)
+        for p in trainable:
+            p.requires_grad_(True)
+
+
+@dataclass
+class ADDStep:
+    """The losses of paper 3.1 to 3.3 for a batch.
+
+    Attributes:
+        student: the trainable UNet (wrapped for distribution).
+        schedule: the student's, see `distillation.student`.
+        vae: frozen; decodes once an iteration.
+        teacher: x^_psi, or None for adversarial training alone.
+        discriminator: frozen F with its heads, or None for distillation alone.
+        heads: the trainable heads of `discriminator` (wrapped for distribution), or None.
+        autocast: makes the context of mixed precision.
+    """
+
+    student: nn.Module
+    schedule: NoiseSchedule
+    vae: AutoencoderKL
+    teacher: Teacher | None
+    discriminator: Discriminator | None
+    heads: nn.Module | None
+    adversarial_weight: float = 1.0
+    distillation_weight: float = 2.5
+    distillation_weighting: str = "exponential"
+    distillation_space: str = "pixel"
+    r1_gamma: float = 1e-5
+    autocast: Callable[[], AbstractContextManager] = nullcontext
+
+    def encode(self, x0: Tensor, noise: Tensor) -> Tensor:
+        """z0: a sample of the encoder's posterior, scaled to about unit variance. No gradient."""
+        with torch.no_grad(), self.autocast():
+            posterior = self.vae.encode(x0.to(self.vae.dtype)).latent_dist
+            z0 = posterior.mean.float() + posterior.std.float() * noise
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return (z0 - shift) * self.vae.config.scaling_factor
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents to images; differentiable with respect to z."""
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        with self.autocast():
+            return self.vae.decode((z / self.vae.config.scaling_factor + shift).to(self.vae.dtype)).sample.float()
+
+    def sample(self, batch: Batch) -> StudentSample:
+        """x^_theta(x_s, s) for one forward of the student and one decoding, shared by the D and the G step."""
+        draws = batch.draws
+        z0 = self.encode(batch.x0, draws.vae)
+        x_s = diffuse_student(self.schedule, z0, draws.eps, draws.s)
+        with self.autocast():
+            z = student_sample(self.student, self.schedule, x_s, draws.s, batch.condition)
+        needs_pixels = self.discriminator is not None or (
+            self.teacher is not None and self.distillation_space == "pixel"
+        )
+        x = self.decode(z) if needs_pixels else None
+        return StudentSample(z, x, None if self.discriminator is None else self.features(x, draws.augment_fake, batch))
+
+    def features(self, images: Tensor, augment: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """F_k(images) of K taps, each `(B, C, N)` float32."""
+        with self.autocast():
+            return tuple(f.float() for f in self.discriminator.features(images, augment, batch.crop))
+
+    def discriminator_losses(self, batch: Batch, sample: StudentSample) -> dict[str, Tensor]:
+        """Eq. 3: hinge on the real images against the detached sample, plus gamma R1. `total` is to be minimized."""
+        with torch.no_grad():
+            real = self.features(batch.x0, batch.draws.augment_real, batch)
+        # Leaves, so that R1's gradient ends at the heads' inputs and F needs no double backward.
+        real = tuple(f.requires_grad_(self.r1_gamma > 0) for f in real)
+        logits_real = self.heads(real, batch.c)
+        logits_fake = self.heads(tuple(f.detach() for f in sample.features), batch.c)
+        hinge = hinge_discriminator_loss(logits_real, logits_fake)
+        r1 = r1_penalty(logits_real, real) if self.r1_gamma > 0 else hinge.new_zeros(())
+        return {
+            "total": hinge + self.r1_gamma * r1,
+            "loss/discriminator": hinge,
+            "loss/r1": self.r1_gamma * r1,
+            "discriminator/accuracy_real": (logits_real > 0).float().mean(),
+            "discriminator/accuracy_fake": (logits_fake < 0).float().mean(),
+            "discriminator/logits_real": logits_real.mean(),
+            "discriminator/logits_fake": logits_fake.mean(),
+        }
+
+    def student_losses(self, batch: Batch, sample: StudentSample) -> dict[str, Tensor]:
+        """Eq. 1: L_adv^G + lambda L_distill. `total` is to be minimized."""
+        total, losses = sample.z.new_zeros(()), {}
+        if self.discriminator is not None:
+            with frozen(self.discriminator.heads) as heads:
+                losses["loss/adversarial"] = hinge_generator_loss(heads(sample.features, batch.c))
+            total = total + self.adversarial_weight * losses["loss/adversarial"]
+        if self.teacher is not None:
+            losses["loss/distillation"] = self.distillation(batch, sample)
+            total = total + self.distillation_weight * losses["loss/distillation"]
+        return {"total": total, "loss/student": total, **losses}
+
+    def distillation(self, batch: Batch, sample: StudentSample) -> Tensor:
+        """Eq. 4, before lambda."""
+        t, eps = batch.draws.t, batch.draws.eps_teacher
+        make_target = self.teacher.nfsd_target if self.distillation_weighting == "nfsd" else self.teacher.target
+        with self.autocast():
+            target = make_target(sample.z, eps, t, batch.teacher_conditions)
+        weight = distillation_weight(self.teacher.schedule, t, self.distillation_weighting)
+        if self.distillation_space == "latent":
+            return distillation_loss(sample.z, target, weight)
+        with torch.no_grad():
+            target = self.decode(target)
+        return distillation_loss(sample.x, target, weight)
