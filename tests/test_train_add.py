@@ -121,7 +121,7 @@ def test_checkpoint_holds_no_pickle_and_no_token(straight):
         "student.safetensors", "student_ema.safetensors", "student_optimizer.safetensors", "discriminator.safetensors",
         "discriminator_optimizer.safetensors", "state.json", "manifest.json",
     }  # fmt: skip
-    assert "hub_token" not in json.loads((straight / "checkpoint-6" / "state.json").read_text())["arguments"]
+    assert "hub_token" not in load_checkpoint(straight / "checkpoint-6").state["arguments"]
 
 
 def test_published_model_is_the_average_and_loads_three_ways(straight):

@@ -176,9 +176,12 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     names = verify_manifest(path)
     if STATE not in names:
         raise CheckpointError(f"{path / MANIFEST} names no {STATE}")
-    content = json.loads((path / STATE).read_text(encoding="utf-8"))
-    groups = {Path(name).stem: load_file(path / name) for name in names if name != STATE}
-    return Checkpoint(path, content["step"], groups, content["state"])
+    try:
+        content = json.loads((path / STATE).read_text(encoding="utf-8"))
+        groups = {Path(name).stem: load_file(path / name) for name in names if name != STATE}
+        return Checkpoint(path, content["step"], groups, content["state"])
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def find_checkpoint(output_dir: str | os.PathLike, resume_from: str | None) -> Path | None:

@@ -233,6 +233,8 @@ class Trainer:
     def _read_metrics(self, progress: tqdm) -> None:
         """Log the figures, and end the run where too many steps in a row were not finite."""
         values, skipped, longest = self.metrics.read()
+        if not values:
+            return
         self.state.skipped = skipped = self.skipped_before + skipped
         rate = progress.format_dict["rate"]
         values["images_per_second"] = (rate or 0.0) * self.global_batch

@@ -13,7 +13,7 @@ class Metrics:
 
     def __init__(self):
         self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, Tensor] = {}
         self.skipped_total: Tensor | None = None
         self.skipped_in_a_row: Tensor | None = None
         self.longest_run: Tensor | None = None
@@ -37,9 +37,9 @@ class Metrics:
     def read(self) -> tuple[dict[str, float], int, int]:
         """Means since the last read, skipped steps in all, and the longest run of them. One wait for the device."""
         names = list(self.sums)
-        means = [self.sums[n] / torch.as_tensor(self.counts[n]).clamp(min=1) for n in names]
-        skips = [self.skipped_total, self.longest_run] if self.skipped_total is not None else []
-        values = torch.stack([torch.as_tensor(v, dtype=torch.float32) for v in means + skips]).tolist() if names else []
+        if self.skipped_total is None:
+            return {}, 0, 0
+        means = [self.sums[n] / self.counts[n].clamp(min=1) for n in names]
+        *values, total, longest = torch.stack([*means, self.skipped_total, self.longest_run]).tolist()
         self.sums, self.counts = {}, {}
-        total, longest = (int(v) for v in values[len(names) :]) if skips else (0, 0)
-        return dict(zip(names, values)), total, longest
+        return dict(zip(names, values)), int(total), int(longest)

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import traceback
 from itertools import islice
 
 import datasets
@@ -125,7 +126,9 @@ def test_dataset_by_name_and_stream_without_known_columns(tmp_path):
     """--dataset_name takes any loader of datasets; a stream of JSON lines knows its columns only from its rows."""
     (tmp_path / "set").mkdir()
     (tmp_path / "0.png").write_bytes(picture(77))
-    (tmp_path / "set" / "train.jsonl").write_text(json.dumps({"photo": str(tmp_path / "0.png"), "prompt": "red"}) + "\n")
+    (tmp_path / "set" / "train.jsonl").write_text(
+        json.dumps({"photo": str(tmp_path / "0.png"), "prompt": "red"}) + "\n"
+    )
     for streaming in (False, True):
         rows = load_image_text_dataset(
             dataset_name=str(tmp_path / "set"), image_column="photo", caption_column="prompt", streaming=streaming,
@@ -210,8 +213,11 @@ def test_unusable_rows_are_replaced_by_the_next(tmp_path):
 def test_all_rows_unusable(tmp_path, workers):
     """An error that names rows, files, reasons and flags; no endless search, in worker processes either."""
     rows = load(folder(tmp_path / "set", {f"{i}.png": b"junk" for i in range(6)}), tmp_path)
-    with pytest.raises(RuntimeError, match=r"6 samples in a row.*[0-5] \(\S+[0-5]\.png: Unidentified.*--image_column"):
+    with pytest.raises(
+        RuntimeError, match=r"6 samples in a row.*[0-5] \(\S+[0-5]\.png: Unidentified.*--image_column"
+    ) as error:
         take(1, rows, workers=workers)
+    traceback.clear_frames(error.tb)  # else the workers live until some later garbage collection
 
 
 def test_replacement_is_capped():

@@ -104,7 +104,7 @@ def damaged_files():
 @pytest.mark.parametrize("kind", damaged_files())
 def test_damaged_files_raise(kind):
     """None of them yields an image, whole or grey."""
-    with pytest.raises(Exception, match="."):
+    with pytest.raises(Exception, match=r"."):
         decode_image(damaged_files()[kind])
 
 

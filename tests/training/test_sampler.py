@@ -77,13 +77,16 @@ def test_seeds_are_unrelated():
 
 def test_set_smaller_than_the_global_batch():
     """Refused with the numbers and the mend: some sample would be twice in one batch of one epoch."""
-    with pytest.raises(ValueError, match=r"7 samples.*--train_batch_size 4 x 2 processes = 8.*lower --train_batch_size"):
+    with pytest.raises(
+        ValueError, match=r"7 samples.*--train_batch_size 4 x 2 processes = 8.*lower --train_batch_size"
+    ):
         GlobalBatchSampler(7, 4, 0, 2, seed=0)
     assert len(next(iter(GlobalBatchSampler(8, 4, 1, 2, seed=0)))) == 4
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"), [((9, 0, 0, 1, 0), "batch_size is 0"), ((9, 1, 2, 2, 0), "rank 2"), ((9, 1, 0, 1, 0, -1), "-1")]
+    ("arguments", "named"),
+    [((9, 0, 0, 1, 0), "batch_size is 0"), ((9, 1, 2, 2, 0), "rank 2"), ((9, 1, 0, 1, 0, -1), "-1")],
 )
 def test_arguments_out_of_range(arguments, named):
     """Named with their values."""

@@ -1,5 +1,7 @@
 """Streams: disjoint ranks and workers, exact resume, replaced rows."""
 
+import traceback
+
 import datasets
 import pytest
 import torch
@@ -23,7 +25,7 @@ def captions(ranks):
     return [int(caption) for rank in ranks for batch in rank for _, _, caption in batch]
 
 
-@pytest.mark.parametrize(("shards", "ranks", "workers"), [(1, 1, 0), (4, 2, 2), (3, 2, 1), (2, 2, 1), (6, 1, 3)])
+@pytest.mark.parametrize(("shards", "ranks", "workers"), [(1, 1, 0), (4, 2, 2), (3, 2, 1), (2, 2, 1), (6, 1, 2)])
 def test_ranks_and_workers_share_the_epoch(shards, ranks, workers):
     """All ranks and workers together read every row exactly once an epoch, shuffled, however shards divide."""
     per_rank = N // 2 // ranks  # batches of 2
@@ -48,11 +50,11 @@ def test_epochs_differ():
     assert captions(take(N, stream(4), seed=6)) != both
 
 
-@pytest.mark.parametrize("consumed", [1, 2, 3, 7, 11])
-@pytest.mark.parametrize(("shards", "ranks", "workers"), [(4, 2, 2), (1, 1, 0), (3, 1, 3)])
+@pytest.mark.parametrize("consumed", [1, 3, 7])
+@pytest.mark.parametrize(("shards", "ranks", "workers"), [(4, 2, 2), (1, 1, 0), (3, 1, 2)])
 def test_resume_is_exact(shards, ranks, workers, consumed):
     """In mid-epoch, in mid-round of the workers and in the second epoch: the uninterrupted run's samples."""
-    rows = stream(shards, bad=(3, 4, 17))
+    rows = stream(shards, bad=(3, 4, 9), count=12)
     whole = take(consumed + 3, rows, ranks, workers)
     resumed = take(3, rows, ranks, workers, start=consumed * 2 * ranks)
     assert resumed == [rank[consumed:] for rank in whole]
@@ -86,8 +88,9 @@ def test_unusable_rows_are_replaced_by_the_next():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_rows_unusable(workers):
     """An error after the cap, across epochs, and no hang."""
-    with pytest.raises(RuntimeError, match=f"{MAX_REPLACED} samples in a row.*--caption_column text"):
+    with pytest.raises(RuntimeError, match=f"{MAX_REPLACED} samples in a row.*--caption_column text") as error:
         take(1, stream(2, bad=range(5), count=5), workers=workers)
+    traceback.clear_frames(error.tb)  # else the workers live until some later garbage collection
 
 
 def test_rank_without_rows():
@@ -104,7 +107,7 @@ def test_rank_with_fewer_rows():
     epochs = [[[int(row["text"]) for row in d.epoch_rows(epoch)] for d in data] for epoch in range(4)]
     assert all(sorted(one + other) == list(range(5)) for one, other in epochs)
     assert {len(one) for one, _ in epochs} == {2, 3}
-    assert rows == [sum((epoch[rank] for epoch in epochs), [])[:8] for rank in range(2)]
+    assert rows == [[row for epoch in epochs for row in epoch[rank]][:8] for rank in range(2)]
 
 
 def test_more_workers_than_shards(caplog):

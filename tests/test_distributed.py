@@ -1,0 +1,45 @@
+"""Two processes on one machine do what one process with twice the batch does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tests import tiny_world
+from training.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parent.parent
+
+
+def launch(world, output_dir, processes, *extra):
+    argv = tiny_world.flags(world, output_dir, "--checkpointing_steps", 1, "--max_train_steps", 2, "--use_ema", *extra)
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0",
+               "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", ROOT / "train_add.py", *argv]  # fmt: skip
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def test_two_ranks_train_as_one_with_double_batch(world, tmp_path):
+    """Gradients of both players, R1's double backward included (reliability 26), and the same course of the rates (7).
+
+    8 samples a rank: the virtual batch norm's groups of 8 are then the same at one rank and at two.
+    """
+    flags = ("--lr_scheduler", "linear", "--lr_warmup_steps", 0, "--r1_gamma", 1e-2, "--learning_rate", 1e-4)
+    log = launch(world, tmp_path / "two", 2, *flags, "--train_batch_size", 8)
+    assert "16 = 8 x 2 processes" in log
+    launch(world, tmp_path / "one", 1, *flags, "--train_batch_size", 16)
+    for step in (1, 2):
+        one, two = (load_checkpoint(tmp_path / n / f"checkpoint-{step}") for n in ("one", "two"))
+        assert one.state["position"] == two.state["position"] == 16 * step
+        assert one.state["student_schedule"]["_last_lr"] == two.state["student_schedule"]["_last_lr"]
+        for group in ("student", "student_ema", "discriminator"):
+            for name, tensor in one.tensors[group].items():
+                torch.testing.assert_close(tensor, two.tensors[group][name], atol=2e-5, rtol=1e-3, msg=f"{group} {name}")
+        moment = torch.cat([v.flatten() for k, v in one.tensors["discriminator_optimizer"].items() if "exp_avg_sq" in k])
+        other = torch.cat([v.flatten() for k, v in two.tensors["discriminator_optimizer"].items() if "exp_avg_sq" in k])
+        # The second moment is the squared gradient: a sum instead of a mean over ranks would make it four times.
+        torch.testing.assert_close(moment, other, rtol=5e-2, atol=1e-3 * moment.max().item())
