@@ -14,6 +14,26 @@ SHELL := /bin/bash
 export HF_HUB_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# Import-time remarks of the libraries about packages that nothing here uses.
+export TRANSFORMERS_VERBOSITY := error
+
+# The recipe of the demo; `demo-long` only trains longer. Every flag is an ordinary one of train_add.py.
+STEPS := 1200
+WORLD_FLAGS = --pretrained_teacher_model $(TINY)/teacher --train_data_dir $(TINY)/data/train --resolution 32 \
+  --discriminator_feature_model $(TINY)/feature_network --discriminator_text_model $(TINY)/clip \
+  --discriminator_image_model $(TINY)/feature_network
+RECIPE_FLAGS = --train_batch_size 32 --learning_rate 4e-4 --lr_scheduler cosine --lr_warmup_steps 0 \
+  --discriminator_learning_rate 2e-3 --discriminator_norm group --distillation_space latent \
+  --student_timestep_probabilities 0.15 0.15 0.15 0.55 --use_ema --ema_decay 0.99 --center_crop
+RUN_FLAGS = --max_train_steps $(STEPS) --checkpointing_steps 300 --checkpoints_total_limit 1 \
+  --resume_from_checkpoint latest --validation_prompts "a handwritten zero" "a bold handwritten three" \
+  "a thin handwritten seven leaning right" --validation_steps 300 --seed 0
+BUILD_COMMAND = python -m examples.tiny.build --output_dir $(TINY)
+TRAIN_COMMAND = accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+  train_add.py $(WORLD_FLAGS) $(RECIPE_FLAGS) $(RUN_FLAGS) --output_dir $(DEMO)/student
+REPORT_COMMAND = python -m examples.demo.report --tiny_dir $(TINY) --student $(DEMO)/student --output_dir $(DEMO) \
+  --commands '$(BUILD_COMMAND)' '$(TRAIN_COMMAND)'
+IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: demo demo-long test lint tiny clean
 
@@ -24,20 +44,22 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	touch $@
 
 tiny: $(VENV)/.installed
-	$(BIN)/python -m examples.tiny.build --output_dir $(TINY)
+	$(IN_VENV) $(BUILD_COMMAND)
 
 demo: tiny
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m examples.demo.run --tiny_dir $(TINY) --output_dir $(DEMO)
+	$(IN_VENV) $(TRAIN_COMMAND)
+	$(IN_VENV) $(REPORT_COMMAND)
 
-demo-long: tiny
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m examples.demo.run --tiny_dir $(TINY) --output_dir build/demo-long --long
+demo-long: STEPS := 6000
+demo-long: DEMO := build/demo-long
+demo-long: demo
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 clean:
 	rm -rf build

@@ -7,11 +7,12 @@ from discriminator.augment import AUGMENT_NUMBERS, diff_augment
 from discriminator.conditioning import ImageCondition, TextCondition, projection_condition
 from discriminator.discriminator import Discriminator
 from discriminator.features import FeatureNetwork
-from discriminator.heads import DiscriminatorHeads
+from discriminator.heads import NORMS, DiscriminatorHeads
 from discriminator.preprocess import fit_to_input_size, normalize, resize
 
 __all__ = [
     "AUGMENT_NUMBERS",
+    "NORMS",
     "Discriminator",
     "DiscriminatorHeads",
     "FeatureNetwork",

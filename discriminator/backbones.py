@@ -9,6 +9,7 @@ from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
 )
+from transformers.utils import logging
 
 DEFAULT_INPUT_SIZE = 224  # pixels; what every supported network was trained or evaluated at
 SELF_SUPERVISED = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")  # transformers' `model_type`
@@ -34,7 +35,14 @@ def load_frozen(model_class: type, name_or_path: str, **kwargs) -> PreTrainedMod
         ValueError: the checkpoint lacks weights of the model. transformers would draw them at random, and a frozen
             network would stay random for the whole training run.
     """
-    model, info = model_class.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    verbosity = logging.get_verbosity()
+    # transformers lists every weight that is left over, which is half of a CLIP when only a tower is wanted; what is
+    # missing is checked here.
+    logging.set_verbosity_error()
+    try:
+        model, info = model_class.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    finally:
+        logging.set_verbosity(verbosity)
     # Nothing is ever masked here, so a missing mask token is no loss.
     missing = sorted(key for key in info["missing_keys"] if "mask_token" not in key)
     if missing:

@@ -20,11 +20,17 @@ class Discriminator(nn.Module):
         augment: whether `features` applies DiffAugment.
     """
 
-    def __init__(self, feature_network: FeatureNetwork, condition_dim: int = 0, augment: bool = True):
-        """`condition_dim` is the size of the heads' condition, 0 for none."""
+    def __init__(
+        self,
+        feature_network: FeatureNetwork,
+        condition_dim: int = 0,
+        augment: bool = True,
+        norm: str = "virtual_batch",
+    ):
+        """`condition_dim` is the size of the heads' condition, 0 for none; `norm` as in `heads.make_norm`."""
         super().__init__()
         self.feature_network = feature_network
-        self.heads = DiscriminatorHeads(feature_network.width, feature_network.num_taps, condition_dim)
+        self.heads = DiscriminatorHeads(feature_network.width, feature_network.num_taps, condition_dim, norm)
         self.augment = augment
 
     def features(self, images: Tensor, uniform: Tensor, crop: tuple[float, float, float]) -> tuple[Tensor, ...]:

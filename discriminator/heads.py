@@ -54,10 +54,31 @@ class VirtualBatchNorm(nn.Module):
         return virtual_batch_norm(x, self.weight, self.bias, self.group_size, self.eps)
 
 
-class Block(nn.Module):
-    """Spectrally normalized circular convolution along the tokens, virtual batch norm, LeakyReLU 0.2."""
+NORMS = ("virtual_batch", "group")
+GROUPS = 8  # of channels, for group norm
 
-    def __init__(self, channels: int, kernel_size: int):
+
+def make_norm(norm: str, channels: int) -> nn.Module:
+    """The heads' normalization: `virtual_batch` (StyleGAN-T) or `group`, GroupNorm over each sample by itself.
+
+    A virtual group holds only real or only generated samples, so batch norm takes away the difference of their means,
+    and on a device with one or two samples nearly all there is to see. Group norm leaves the mean of a channel relative
+    to its group's, and a sample's logits do not depend on its neighbours.
+
+    Raises:
+        ValueError: an unknown norm.
+    """
+    if norm == "virtual_batch":
+        return VirtualBatchNorm(channels)
+    if norm == "group":
+        return nn.GroupNorm(GROUPS, channels)
+    raise ValueError(f"norm must be one of {NORMS}, got {norm!r}")
+
+
+class Block(nn.Module):
+    """Spectrally normalized circular convolution along the tokens, normalization, LeakyReLU 0.2."""
+
+    def __init__(self, channels: int, kernel_size: int, norm: str = "virtual_batch"):
         super().__init__()
         # No bias: the normalization that follows subtracts it, so its gradient would be rounding noise,
         # which Adam scales up to full steps.
@@ -65,7 +86,7 @@ class Block(nn.Module):
         # One power iteration a forward pass, and none in eval mode: the heads in eval mode are left untouched by
         # the student's step.
         self.conv = spectral_norm(conv, n_power_iterations=1)
-        self.norm = VirtualBatchNorm(channels)
+        self.norm = make_norm(norm, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, N)` to `(B, C, N)`."""
@@ -78,11 +99,11 @@ class Head(nn.Module):
     Projection (1802.05637): logit = <W c + b, out> / sqrt(64), out the classifier's 64 channels at the token.
     """
 
-    def __init__(self, width: int, condition_dim: int = 0):
-        """`width` C of the features, `condition_dim` D of the condition, 0 for none."""
+    def __init__(self, width: int, condition_dim: int = 0, norm: str = "virtual_batch"):
+        """`width` C of the features, `condition_dim` D of the condition, 0 for none; `norm` as `make_norm`."""
         super().__init__()
-        self.pointwise = Block(width, kernel_size=1)
-        self.neighborhood = Block(width, kernel_size=KERNEL_SIZE)
+        self.pointwise = Block(width, kernel_size=1, norm=norm)
+        self.neighborhood = Block(width, kernel_size=KERNEL_SIZE, norm=norm)
         self.classifier = spectral_norm(nn.Conv1d(width, PROJECTION_DIM if condition_dim else 1, kernel_size=1))
         self.projection = None
         if condition_dim:
@@ -119,11 +140,11 @@ class DiscriminatorHeads(nn.Module):
     differentiates their gradient and compiled graphs have no double backward.
     """
 
-    def __init__(self, width: int, num_taps: int, condition_dim: int = 0):
-        """`width` C and `num_taps` K of the feature network, `condition_dim` D (0: unconditional)."""
+    def __init__(self, width: int, num_taps: int, condition_dim: int = 0, norm: str = "virtual_batch"):
+        """`width` C and `num_taps` K of the feature network, `condition_dim` D (0: unconditional), `norm` of a head."""
         super().__init__()
         self.condition_dim = condition_dim
-        self.heads = nn.ModuleList(Head(width, condition_dim) for _ in range(num_taps))
+        self.heads = nn.ModuleList(Head(width, condition_dim, norm) for _ in range(num_taps))
 
     def forward(self, features: tuple[Tensor, ...], condition: Tensor | None = None) -> Tensor:
         """Logits `(B, K, N)`, float32, of K feature tensors `(B, C, N)` under `condition` (B, D) or None.

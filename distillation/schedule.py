@@ -7,7 +7,6 @@ and half precision would lose the small difference x - sigma eps that it multipl
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")

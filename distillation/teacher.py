@@ -20,7 +20,9 @@ def concatenate(*conditions: Condition) -> Condition:
     """Join conditions along the batch, so that several predictions of the teacher cost one forward."""
     first = conditions[0]
     return {
-        key: concatenate(*(c[key] for c in conditions)) if isinstance(value, dict) else torch.cat([c[key] for c in conditions])
+        key: concatenate(*(c[key] for c in conditions))
+        if isinstance(value, dict)
+        else torch.cat([c[key] for c in conditions])
         for key, value in first.items()
     }
 

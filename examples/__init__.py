@@ -1,0 +1,1 @@
+"""What can be run at once: the tiny world and the demo."""

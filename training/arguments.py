@@ -8,6 +8,7 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 
+from discriminator import NORMS
 from distillation.objectives import WEIGHTINGS
 from distillation.student import DEFAULT_STUDENT_TIMESTEPS
 
@@ -96,6 +97,8 @@ def _discriminator(parser: argparse.ArgumentParser) -> None:
     add("--r1_gamma", type=float, default=1e-5, help="gamma of the R1 penalty on the heads' inputs (paper 3.2).")
     add("--condition_image_at_last_timestep", action="store_true", help="Keep c_img where the student's input is pure "
         "noise. By default it is zeroed there: the student cannot know x0, and would be pushed to the mean.")
+    add("--discriminator_norm", choices=NORMS, default="virtual_batch", help="Of the heads: batch norm in virtual "
+        "groups of 8 (StyleGAN-T), or group norm, which treats every sample by itself and suits small batches.")
     add("--no_diffaugment", action="store_true", help="Show the discriminator unaugmented images.")
 
 

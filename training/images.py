@@ -31,8 +31,7 @@ def decode_image(value: Any) -> Image.Image:
         # Pillow only warns up to twice its limit; such an image would still take the memory of a worker.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = Image.open(io.BytesIO(_read(value)), formats=PHOTO_FORMATS)
-        image.load()
-    return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _read(value: Any) -> bytes:

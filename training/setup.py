@@ -158,7 +158,8 @@ def make_discriminator(
     if args.discriminator_image_model != NONE:
         image = ImageCondition.from_pretrained(args.discriminator_image_model, **where).to(device)
     condition_dim = sum(encoder.dim for encoder in (text, image) if encoder is not None)
-    return Discriminator(network, condition_dim, augment=not args.no_diffaugment).to(device), text, image
+    discriminator = Discriminator(network, condition_dim, not args.no_diffaugment, args.discriminator_norm)
+    return discriminator.to(device), text, image
 
 
 def make_step(
@@ -200,9 +201,9 @@ def describe(args: argparse.Namespace, accelerator: Accelerator, parts: dict[str
         f"zero terminal SNR by `{parts['zero_snr']}`",
         "discriminator": "none"
         if args.adversarial_weight == 0
-        else f"{parts['head_parameters'] / 1e6:.2f}M parameters in {parts['num_taps']} heads on "
-        f"{args.discriminator_feature_model} at {parts['input_size']} px; c_text {args.discriminator_text_model}, "
-        f"c_img {args.discriminator_image_model}",
+        else f"{parts['head_parameters'] / 1e6:.2f}M parameters in {parts['num_taps']} heads "
+        f"({args.discriminator_norm} norm) on {args.discriminator_feature_model} at {parts['input_size']} px; "
+        f"c_text {args.discriminator_text_model}, c_img {args.discriminator_image_model}",
         "loss": f"{args.adversarial_weight:g} L_adv + {args.distillation_weight:g} L_distill "
         f"({args.distillation_weighting}, {args.distillation_space}), R1 gamma {args.r1_gamma:g}",
         "batch": f"{batch} = {args.train_batch_size} x {accelerator.num_processes} processes x "

@@ -26,6 +26,8 @@ IMAGE_SIZE = 32  # pixels
 LATENT_SIZE = 8  # IMAGE_SIZE / 4: the tiny autoencoder halves twice, Stable Diffusion's three times
 LATENT_CHANNELS = 4
 TEXT_WIDTH = 64
+# The usual 0.02 suits a width of 768; this narrow, a transformer's attention would stay uniform for hundreds of steps.
+INITIALIZER_RANGE = 0.14
 MAX_TOKENS = 24  # CLIP has 77; the captions of the tiny world are a few words, and padding costs attention
 
 
@@ -41,18 +43,17 @@ def make_tokenizer(captions: Iterable[str], vocab_size: int = 600) -> CLIPTokeni
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    # The whole byte alphabet goes in, plain and word-final, so that no caption can meet an unknown character.
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    # The whole byte alphabet goes in, plain and word-final, so that no caption can meet an unknown character; as
+    # special tokens, because the trainer numbers what it meets in the captions in random order.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size + 2 * len(alphabet),
-        initial_alphabet=sorted(alphabet),
+        special_tokens=alphabet + [char + "</w>" for char in alphabet],
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
     vocab = tokenizer.get_vocab()
-    for char in sorted(alphabet):
-        vocab.setdefault(char + "</w>", len(vocab))
     vocab[start], vocab[end] = len(vocab), len(vocab) + 1
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in merges], model_max_length=MAX_TOKENS)
@@ -71,6 +72,7 @@ def make_clip(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH, layers: int = 2
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        initializer_range=INITIALIZER_RANGE,
     )
     vision = CLIPVisionConfig(
         hidden_size=width,
@@ -78,8 +80,9 @@ def make_clip(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH, layers: int = 2
         num_hidden_layers=layers,
         num_attention_heads=max(1, width // 32),
         image_size=IMAGE_SIZE,
-        patch_size=4,
+        patch_size=8,
         projection_dim=width,
+        initializer_range=INITIALIZER_RANGE,
     )
     return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=width))
 
@@ -125,31 +128,34 @@ def make_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+        timestep_spacing="trailing",  # so that the teacher's one step starts from noise, as its student's does
         prediction_type=prediction_type,
     )
 
 
-def dinov2_config(width: int = 64, layers: int = 4, **kwargs) -> Dinov2Config:
-    """A vision transformer in DINOv2's layout: 8x8 patches of 4 pixels and a class token."""
+def dinov2_config(width: int = 64, layers: int = 4, patch_size: int = 4, **kwargs) -> Dinov2Config:
+    """A vision transformer in DINOv2's layout: square patches and a class token."""
     return Dinov2Config(
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=max(1, width // 32),
         mlp_ratio=4,
         image_size=IMAGE_SIZE,
-        patch_size=4,
+        patch_size=patch_size,
+        initializer_range=INITIALIZER_RANGE,
         **kwargs,
     )
 
 
-def make_dinov2(width: int = 64, layers: int = 4) -> Dinov2Model:
+def make_dinov2(width: int = 64, layers: int = 4, patch_size: int = 4) -> Dinov2Model:
     """Backbone only, as `facebook/dinov2-small` is."""
-    return Dinov2Model(dinov2_config(width, layers))
+    return Dinov2Model(dinov2_config(width, layers, patch_size))
 
 
-def make_classifier(labels: list[str], width: int = 64, layers: int = 4) -> Dinov2ForImageClassification:
+def make_classifier(
+    labels: list[str], width: int = 64, layers: int = 4, patch_size: int = 8
+) -> Dinov2ForImageClassification:
     """Backbone with a linear head: the evaluator, whose features serve the Frechet distance and whose labels the
     agreement of image and caption."""
-    return Dinov2ForImageClassification(
-        dinov2_config(width, layers, id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)})
-    )
+    ids = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    return Dinov2ForImageClassification(dinov2_config(width, layers, patch_size, **ids))

@@ -74,7 +74,7 @@ def test_half_precision_inputs_are_computed_in_float32():
 
 
 def test_epsilon_on_a_rescaled_schedule_is_refused():
-    with pytest.raises(ValueError, match="zero terminal SNR.*--zero_terminal_snr terminal"):
+    with pytest.raises(ValueError, match=r"zero terminal SNR.*--zero_terminal_snr terminal"):
         NoiseSchedule.from_alphas_cumprod(ALPHAS_CUMPROD, "epsilon", zero_terminal_snr=True)
 
 

@@ -13,7 +13,9 @@ Z0, EPS = torch.randn(2, 4, 4, 2, 2, generator=torch.Generator().manual_seed(0))
 S = torch.tensor([249, 499, 749, 999])
 
 
-@pytest.mark.parametrize(("prediction_type", "rescale"), [("epsilon", False), ("v_prediction", True), ("v_prediction", False)])
+@pytest.mark.parametrize(
+    ("prediction_type", "rescale"), [("epsilon", False), ("v_prediction", True), ("v_prediction", False)]
+)
 def test_last_timestep_is_pure_noise_and_the_others_are_not(prediction_type, rescale):
     """Zero terminal SNR both ways: nothing of z0 is left at 999."""
     schedule = NoiseSchedule.from_alphas_cumprod(ALPHAS_CUMPROD, prediction_type, rescale)

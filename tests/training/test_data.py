@@ -12,61 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.training.image_rows import folder, load, number_of, picture, reader, take
 from training.data import ImageTextDataset, collate, load_image_text_dataset, make_dataloader
 from training.sampler import GlobalBatchSampler, SampleKey
 from training.samples import MAX_REPLACED, SampleReader, UnusableSample, choose_caption
-
-datasets.disable_progress_bars()
-
-
-def picture(number, kind="PNG", size=(12, 10)):
-    """A plain image whose red value is `number`."""
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (number, 0, 0)).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def folder(path, files, captions=None):
-    """An image folder with metadata; `files` maps names to bytes, in the order of the rows."""
-    path.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number, (name, data) in enumerate(files.items()):
-        (path / name).write_bytes(data)
-        lines.append(json.dumps({"file_name": name, "text": captions[number] if captions else f"caption {number}"}))
-    (path / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-    return path
-
-
-def load(path, tmp_path, **options):
-    return load_image_text_dataset(train_data_dir=str(path), cache_dir=str(tmp_path / "cache"), **options)
 
 
 @pytest.fixture
 def ten(tmp_path):
     return load(folder(tmp_path / "ten", {f"{i}.png": picture(i) for i in range(10)}), tmp_path)
-
-
-def reader(**options):
-    return SampleReader("image", "text", **({"resolution": 8, "seed": 5} | options))
-
-
-def number_of(sample):
-    """The red value of the picture: its row."""
-    return round((float(sample["pixels"][0, 0, 0]) + 1) * 127.5)
-
-
-def take(count, rows, ranks=1, workers=0, start=0, batch_size=2, **options):
-    """`count` batches of every rank: lists of (position, sample id, caption)."""
-    result = []
-    for rank in range(ranks):
-        loader = make_dataloader(
-            rows, reader(**options), batch_size=batch_size, rank=rank, world_size=ranks, start_position=start,
-            num_workers=workers,
-        )  # fmt: skip
-        batches = islice(loader, count)
-        keys = ("positions", "sample_ids")
-        result.append([list(zip(*(b[k].tolist() for k in keys), b["captions"])) for b in batches])
-    return result
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -96,9 +50,9 @@ def test_held_out_split_is_not_trained_on(tmp_path, caplog):
 def test_wrong_column_names_flag_value_and_columns(tmp_path, streaming):
     """The message can be acted on without opening the data."""
     path = folder(tmp_path / "set", {"0.png": picture(0)})
-    with pytest.raises(ValueError, match=r"--caption_column prompt: .*only: image, text; captions stand in.*metadata"):
+    with pytest.raises(ValueError, match=r"--caption_column prompt: .*only: image, text, score; captions stand in"):
         load(path, tmp_path, caption_column="prompt", streaming=streaming)
-    with pytest.raises(ValueError, match=r"--image_column photo: .*only: image, text"):
+    with pytest.raises(ValueError, match=r"--image_column photo: .*only: image, text, score"):
         load(path, tmp_path, image_column="photo", streaming=streaming)
 
 

@@ -97,6 +97,7 @@ def damaged_files():
         "corrupt jpeg header": b"\xff\xd8\xff\xdb" + bytes(4) + jpeg[8:],
         "text": b"<html>404 not found</html>",
         "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n",
+        "a format that is not photographs": encode(noise, "PCX"),
         "float": encode(Image.new("F", (8, 8), 0.5), "TIFF"),
     }
 

@@ -6,7 +6,7 @@ import datasets
 import pytest
 import torch
 
-from tests.training.test_data import folder, load, number_of, picture, reader, take
+from tests.training.image_rows import folder, load, number_of, picture, reader, take
 from training.data import make_dataloader
 from training.samples import MAX_REPLACED
 from training.streaming import StreamingImageTextDataset

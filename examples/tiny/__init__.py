@@ -1,0 +1,1 @@
+"""The tiny world: real data and small real models, built on a CPU in minutes."""

@@ -1,0 +1,173 @@
+"""Build the tiny world: real data and small real models in the standard layouts, on a CPU, in minutes.
+
+    python -m examples.tiny.build --output_dir build/tiny
+
+leaves in the output folder
+
+    data/             image folder with captions, train and test       datasets.load_dataset("imagefolder", ...)
+    clip/             tokenizer and CLIP                                CLIPModel, CLIPTextModelWithProjection
+    autoencoder/      the KL autoencoder                                AutoencoderKL
+    teacher/          the whole pipeline                                StableDiffusionPipeline
+    feature_network/  F of the discriminator                            Dinov2Model
+    evaluator/        classifier and features for the Frechet distance  Dinov2ForImageClassification
+    preview/          a grid of the teacher's pictures
+    build.json        arguments, hashes, measured quality, seconds
+
+Called again, it keeps what is whole and unchanged and builds the rest.
+"""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+import diffusers
+import torch
+import transformers
+
+from examples.tiny import autoencoder, clip, data, images, loop, models, teacher, vision
+from examples.tiny.manifest import Manifest
+
+COMMON = (loop, models, images, data)
+# name: (modules whose code decides the result, stages it reads, iterations)
+STAGES = {
+    "data": ((data,), (), 0),
+    "clip": ((clip, *COMMON), ("data",), clip.ITERATIONS),
+    "autoencoder": ((autoencoder, *COMMON), ("data",), autoencoder.ITERATIONS),
+    "teacher": ((teacher, autoencoder, clip, *COMMON), ("data", "clip", "autoencoder"), teacher.ITERATIONS),
+    "feature_network": ((vision, clip, *COMMON), ("data", "clip"), vision.FEATURE_ITERATIONS),
+    "evaluator": ((vision, *COMMON), ("data",), vision.EVALUATOR_ITERATIONS),
+    "preview": ((teacher, vision, *COMMON), ("data", "teacher", "evaluator"), 0),
+}
+
+
+def hash_code(modules: Iterable[ModuleType]) -> str:
+    """SHA-256 of the modules' source: whoever edits a stage gets it built anew."""
+    return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.tiny.build",
+        description="Build a small but whole text-to-image world on a CPU: data, CLIP, autoencoder, teacher, "
+        "discriminator feature network and evaluator, each in its standard layout.",
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to build in.")
+    parser.add_argument(
+        "--layout", choices=("sd",), default="sd", help="Layout of the teacher: sd, one text encoder. Default: sd."
+    )
+    parser.add_argument(
+        "--prediction_type",
+        choices=("epsilon", "v_prediction"),
+        default="epsilon",
+        help="What the teacher predicts. Default: epsilon, as Stable Diffusion 1.5; 2.1 has v_prediction.",
+    )
+    parser.add_argument(
+        "--train_data_dir",
+        type=Path,
+        help="Image folder with a `text` column (and perhaps `label`), as datasets.load_dataset reads it. "
+        "Default: scikit-learn's handwritten digits.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Seed of everything random. Default: 0.")
+    parser.add_argument(
+        "--iterations_scale",
+        type=float,
+        default=1.0,
+        help="Multiplies the iterations of every stage: 0.01 shows in seconds that all runs, 3 trains longer. "
+        "Default: 1.0, about five minutes on two cores.",
+    )
+    args = parser.parse_args(argv)
+    if not 0 < args.iterations_scale < float("inf"):
+        parser.error(f"--iterations_scale must be above 0, got {args.iterations_scale}")
+    if args.seed < 0:
+        parser.error(f"--seed must be 0 or more, got {args.seed}")
+    if args.train_data_dir is not None:
+        source, target = args.train_data_dir.resolve(), args.output_dir.resolve()
+        if source == target or target in source.parents:
+            parser.error(f"--train_data_dir {args.train_data_dir} lies in --output_dir, which is written anew")
+    return args
+
+
+def build(args: argparse.Namespace) -> Manifest:
+    """Build or find every stage in `args.output_dir`. Returns the manifest.
+
+    Raises:
+        ValueError: the data or the output folder cannot be used; nothing has been trained then.
+    """
+    root: Path = args.output_dir
+    # Read before the output folder is touched: a bad data set is refused without leaving anything behind.
+    examples = data.load_image_folder(args.train_data_dir, args.seed) if args.train_data_dir else None
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "output_dir"}
+    manifest = Manifest.open(root, arguments)
+    source = "digits" if examples is None else data.fingerprint_folder(args.train_data_dir)
+    # Now, not stage by stage: what runs is the code as it was imported, even if a file is edited meanwhile.
+    code = {name: hash_code(modules) for name, (modules, _, _) in STAGES.items()}
+    split: dict[str, data.Split] = {}
+
+    def write_data(out: Path, _: int) -> dict:
+        train, test = examples or data.load_digits(args.seed)
+        data.write_split(out / "train", train)
+        data.write_split(out / "test", test)
+        captions = {example.text for example in train + test}
+        labels = {example.label for example in train + test}
+        return {"train": len(train), "test": len(test), "captions": len(captions), "labels": len(labels)}
+
+    def run(name: str, function, **extra) -> None:
+        _, needs, iterations = STAGES[name]
+        iterations = max(1, round(iterations * args.iterations_scale)) if iterations else 0
+        inputs = {
+            "seed": args.seed,
+            "iterations": iterations,
+            **extra,
+            **{need: manifest.digest(need) for need in needs},
+            "code": code[name],
+        }
+
+        def seeded(out: Path) -> dict:
+            if name != "data" and not split:
+                split.update({half: data.read_split(root / "data" / half) for half in ("train", "test")})
+            with torch.random.fork_rng(devices=[]):
+                # Each stage its own stream, so that one can be built again alone with the same result.
+                torch.manual_seed(int.from_bytes(hashlib.sha256(f"{name} {args.seed}".encode()).digest()[:6], "big"))
+                return function(out, iterations)
+
+        manifest.ensure(name, inputs, seeded)
+
+    run("data", write_data, source=source)
+    run("clip", lambda out, n: clip.train_clip(out, split["train"], split["test"], n))
+    run("autoencoder", lambda out, n: autoencoder.train_autoencoder(out, split["train"], split["test"], n))
+    run(
+        "teacher",
+        lambda out, n: teacher.train_teacher(
+            out, root / "clip", root / "autoencoder", split["train"], args.prediction_type, n
+        ),
+        layout=args.layout,
+        prediction_type=args.prediction_type,
+    )
+    run(
+        "feature_network",
+        lambda out, n: vision.train_feature_network(out, root / "clip", split["train"], split["test"], n),
+    )
+    run("evaluator", lambda out, n: vision.train_evaluator(out, split["train"], split["test"], n))
+    run("preview", lambda out, _: teacher.preview_teacher(out, root / "teacher", root / "evaluator", split["test"]))
+    return manifest
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    args = parse_args(argv)
+    for library in (diffusers, transformers):
+        # Their bars and reports on each file loaded or saved would bury the training's own.
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    try:
+        build(args)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

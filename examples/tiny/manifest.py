@@ -1,0 +1,106 @@
+"""`build.json`: what has been built, from what, and with which result.
+
+A stage's folder is used only while its record says the same inputs and the same bytes; anything else is built
+again, in a folder aside that takes its place when it is whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NAME = "build.json"
+
+
+@dataclass
+class Manifest:
+    """The records of the stages in `root`, kept in `root/build.json`."""
+
+    root: Path
+    arguments: dict = field(default_factory=dict)
+    stages: dict[str, dict] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, root: Path, arguments: dict) -> "Manifest":
+        """Read the records in `root`, or start new ones.
+
+        Raises:
+            ValueError: `root` holds something that no build has put there.
+        """
+        path = root / NAME
+        if path.exists():
+            try:
+                stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+            except (ValueError, KeyError) as error:
+                raise ValueError(f"--output_dir {root}: {NAME} is damaged ({error}); remove the folder") from error
+            return cls(root, arguments, stages)
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise ValueError(
+                f"--output_dir {root}: not empty, and no {NAME} says that a build made it; name a new folder"
+            )
+        root.mkdir(parents=True, exist_ok=True)
+        manifest = cls(root, arguments)
+        manifest.save()
+        return manifest
+
+    def save(self) -> None:
+        """Replace `build.json` in one step, so that it is never half-written."""
+        partial = self.root / f".{NAME}.partial"
+        content = {"arguments": self.arguments, "stages": self.stages}
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.root / NAME)
+
+    def digest(self, name: str) -> str:
+        """One hash for all files of stage `name`, as recorded."""
+        files = json.dumps(self.stages[name]["sha256"], sort_keys=True)
+        return hashlib.sha256(files.encode()).hexdigest()
+
+    def stale(self, name: str, inputs: dict) -> str | None:
+        """Why the folder of stage `name` cannot be used for `inputs`, or None if it can."""
+        record = self.stages.get(name)
+        if record is None:
+            return "not built yet"
+        if record["inputs"] != inputs:
+            changed = [k for k in {**record["inputs"], **inputs} if record["inputs"].get(k) != inputs.get(k)]
+            return f"{', '.join(changed)} changed"
+        found = hash_files(self.root / name)
+        if found != record["sha256"]:
+            changed = [k for k in {**found, **record["sha256"]} if found.get(k) != record["sha256"].get(k)]
+            return f"missing, added or damaged: {', '.join(changed)}"
+        return None
+
+    def ensure(self, name: str, inputs: dict, build: Callable[[Path], dict]) -> None:
+        """Have stage `name` in `root/name`: as found, or made by `build(folder)`, which returns measured quality."""
+        partial = self.root / f".{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = self.stale(name, inputs)
+        if reason is None:
+            print(f"{name}: found in {self.root / name}", flush=True)
+            return
+        print(f"{name}: building ({reason})", flush=True)
+        start = time.perf_counter()
+        partial.mkdir()
+        quality = build(partial)
+        shutil.rmtree(self.root / name, ignore_errors=True)
+        partial.rename(self.root / name)
+        self.stages[name] = {
+            "inputs": inputs,
+            "quality": quality,
+            "seconds": round(time.perf_counter() - start, 1),
+            "sha256": hash_files(self.root / name),
+        }
+        self.save()
+        print(f"{name}: {quality} in {self.stages[name]['seconds']} s", flush=True)
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by its relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,0 +1,69 @@
+"""The stock scheduler that a student is published with."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffusers import DDPMScheduler
+
+from pipelines.pipeline_add import DEFAULT_STUDENT_TIMESTEPS
+
+_NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+
+
+def student_scheduler(
+    teacher_config: Mapping[str, Any],
+    prediction_type: str,
+    student_timesteps: Sequence[int] = DEFAULT_STUDENT_TIMESTEPS,
+    rescale_betas_zero_snr: bool | None = None,
+) -> DDPMScheduler:
+    """Build the stock scheduler with which a student samples exactly as it was trained.
+
+    Ancestral sampling (Ho et al. 2020, eq. 7; Euler-ancestral with eta = 1 has the same law) on the teacher's betas,
+    trailing spacing, start from unit Gaussian noise at T - 1. There epsilon students give
+    x0 = (x - sigma eps) / alpha with the schedule's own finite alpha, while v-prediction and sample students have
+    the schedule rescaled to zero terminal SNR (Lin et al. 2305.08891), so that x0 = -v or x0 itself, exactly.
+
+    Args:
+        teacher_config: config of a scheduler with the teacher's noise schedule, of any stock class.
+        prediction_type: the student's: "epsilon", "v_prediction" or "sample".
+        student_timesteps: the training indices the student is trained at; T - 1 is one of them.
+        rescale_betas_zero_snr: None decides by `prediction_type`, as above.
+
+    Returns:
+        A stock scheduler whose config also carries `student_timesteps`, under a private name that stock loaders ignore.
+
+    Raises:
+        ValueError: for another kind of noise schedule or prediction type, for epsilon on a rescaled schedule, or for
+            timesteps that cannot be used.
+    """
+    missing = [key for key in _NOISE_SCHEDULE if key not in teacher_config]
+    if missing:
+        raise ValueError(
+            f"teacher_config lacks {missing}: ADD needs a scheduler with a DDPM noise schedule, such as DDIMScheduler."
+        )
+    if prediction_type not in ("epsilon", "v_prediction", "sample"):
+        raise ValueError(f"prediction_type={prediction_type!r} must be 'epsilon', 'v_prediction' or 'sample'.")
+    if rescale_betas_zero_snr is None:
+        rescale_betas_zero_snr = prediction_type != "epsilon"
+    if rescale_betas_zero_snr and prediction_type == "epsilon":
+        raise ValueError(
+            "rescale_betas_zero_snr=True cannot go with prediction_type='epsilon': x0 = (x - sigma eps) / alpha "
+            "divides by zero at the last timestep. Use False: the input there is pure noise all the same."
+        )
+    last = teacher_config["num_train_timesteps"] - 1
+    timesteps = sorted({int(t) for t in student_timesteps})
+    if not timesteps or timesteps[0] < 0 or timesteps[-1] != last or len(timesteps) != len(student_timesteps):
+        raise ValueError(
+            f"student_timesteps={list(student_timesteps)} must be distinct, within 0..{last}, and include {last}, "
+            "where sampling starts."
+        )
+    scheduler = DDPMScheduler(
+        **{key: teacher_config[key] for key in _NOISE_SCHEDULE},
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=rescale_betas_zero_snr,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        steps_offset=1,  # unused by trailing spacing, but Stable Diffusion's stock pipelines warn at anything else
+    )
+    scheduler.register_to_config(_student_timesteps=timesteps)
+    return scheduler

@@ -1,0 +1,232 @@
+"""The repository ADDPipeline writes, and every way to load it."""
+
+import ast
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import diffusers.pipelines.pipeline_utils
+import diffusers.utils.hub_utils
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
+    LCMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
+from diffusers.utils import dynamic_modules_utils
+from huggingface_hub import ModelCard
+
+import pipelines.pipeline_add
+from pipelines import ADDPipeline
+
+SOURCE = Path(pipelines.pipeline_add.__file__)
+
+
+def digests(folder) -> dict[str, str]:
+    files = [f for f in sorted(Path(folder).rglob("*")) if f.is_file()]
+    return {f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def assert_same_image(actual, expected):
+    """Up to rounding: how a file's tensors lie in memory decides which kernels run."""
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+
+
+def image(pipe, **kwargs) -> np.ndarray:
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipe("a seven", num_inference_steps=2, generator=generator, output_type="np", **kwargs).images
+
+
+@pytest.fixture
+def modules_cache(tmp_path, monkeypatch):
+    """Where diffusers copies remote code to, in this test only."""
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name in [name for name in sys.modules if name.startswith("diffusers_modules")]:
+        del sys.modules[name]
+
+
+def load_remote_code(repo: str) -> ADDPipeline:
+    return DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)
+
+
+def test_layout(repo):
+    """Stock class, stock scheduler, the pipeline's own file, and no path of this machine in any of it."""
+    assert digests(repo).keys() == {
+        "model_index.json",
+        "pipeline.py",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+    index = json.loads(Path(repo, "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
+    assert index["scheduler"] == ["diffusers", "DDPMScheduler"]
+    scheduler = json.loads(Path(repo, "scheduler/scheduler_config.json").read_text())
+    assert scheduler["timestep_spacing"] == "trailing"
+    assert scheduler["_student_timesteps"] == [249, 499, 749, 999]
+    assert Path(repo, "pipeline.py").read_bytes() == SOURCE.read_bytes()
+
+
+@pytest.mark.parametrize("student", [(249, 499, 749, 999), (699, 799, 899, 999)])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_loading_matrix(make_pipeline, tmp_path, complaints, modules_cache, prediction_type, student):
+    """All ways to load give the published image; stock ones without remote code and without a warning."""
+    repo = str(tmp_path / "repo")
+    original = make_pipeline(prediction_type=prediction_type, student_timesteps=student)
+    original.save_pretrained(repo)
+    steps = original.sampling_timesteps(2)
+    expected = image(original)
+
+    text = AutoPipelineForText2Image.from_pretrained(repo)
+    assert type(text) is StableDiffusionPipeline
+    assert_same_image(image(text, guidance_scale=0.0, timesteps=steps), expected)
+    assert type(AutoPipelineForImage2Image.from_pretrained(repo)) is StableDiffusionImg2ImgPipeline
+    assert type(DiffusionPipeline.from_pretrained(repo)) is StableDiffusionPipeline
+
+    ours = ADDPipeline.from_pretrained(repo)
+    assert type(ours) is ADDPipeline
+    assert ours.student_timesteps == student
+    assert_same_image(image(ours), expected)
+
+    remote = load_remote_code(repo)
+    assert type(remote).__name__ == "ADDPipeline"
+    assert type(remote).__module__.startswith("diffusers_modules")
+    assert remote.student_timesteps == student
+    assert_same_image(image(remote), expected)
+    assert complaints == []
+
+
+def test_save_load_save_is_stable(repo, tmp_path, modules_cache):
+    """Saving what was loaded, by import or as remote code, gives the same files byte for byte."""
+    for name, load in {"imported": ADDPipeline.from_pretrained, "remote": load_remote_code}.items():
+        load(repo).save_pretrained(tmp_path / name)
+        assert digests(tmp_path / name) == digests(repo)
+        load(str(tmp_path / name)).save_pretrained(tmp_path / (name + "_again"))
+        assert digests(tmp_path / (name + "_again")) == digests(repo)
+
+
+def test_remote_code_saves_its_own_file(repo, tmp_path, modules_cache):
+    """Loading a second repository's pipeline.py overwrites the first in the cache, yet each saves its own."""
+    first = load_remote_code(repo)
+    shutil.copytree(repo, tmp_path / "other")
+    with open(tmp_path / "other" / "pipeline.py", "a") as file:
+        file.write("\n# another version\n")
+    second = load_remote_code(str(tmp_path / "other"))
+    first.save_pretrained(tmp_path / "a")
+    second.save_pretrained(tmp_path / "b")
+    assert Path(tmp_path, "a", "pipeline.py").read_bytes() == SOURCE.read_bytes()
+    assert Path(tmp_path, "b", "pipeline.py").read_text().endswith("# another version\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "weights", "load_options"),
+    [
+        ({"variant": "fp16"}, "diffusion_pytorch_model.fp16.safetensors", {"variant": "fp16"}),
+        ({"max_shard_size": "40KB"}, "diffusion_pytorch_model-00001-of-*.safetensors", {}),
+        ({"safe_serialization": False}, "diffusion_pytorch_model.bin", {}),
+    ],
+)
+def test_save_options(make_pipeline, tmp_path, options, weights, load_options):
+    """variant, max_shard_size and safe_serialization mean what they mean in diffusers."""
+    make_pipeline().save_pretrained(tmp_path, **options)
+    assert list(Path(tmp_path, "unet").glob(weights))
+    assert Path(tmp_path, "pipeline.py").read_bytes() == SOURCE.read_bytes()
+    loaded = ADDPipeline.from_pretrained(tmp_path, **load_options)
+    assert_same_image(image(loaded), image(make_pipeline()))
+
+
+@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
+def test_push_to_hub_uploads_the_layout(repo, tmp_path, monkeypatch, way):
+    """Both ways to push hand the Hub client the very files of save_pretrained, and a model card."""
+
+    def upload(repo_id, folder_path, **_):
+        shutil.copytree(folder_path, tmp_path / "hub" / repo_id)
+
+    def card(*_, **__):
+        return ModelCard("---\nlicense: openrail\n---\n# A student")
+
+    for module in (diffusers.utils.hub_utils, diffusers.pipelines.pipeline_utils):
+        monkeypatch.setattr(module, "create_repo", lambda repo_id, **_: SimpleNamespace(repo_id=repo_id))
+        monkeypatch.setattr(module, "load_or_create_model_card", card)
+    monkeypatch.setattr(diffusers.utils.hub_utils, "upload_folder", upload)
+    if way == "push_to_hub":
+        ADDPipeline.from_pretrained(repo).push_to_hub("user/student")
+    else:
+        pipe = ADDPipeline.from_pretrained(repo)
+        pipe.save_pretrained(str(tmp_path / "local"), push_to_hub=True, repo_id="user/student")
+    uploaded = digests(tmp_path / "hub" / "user" / "student")
+    assert uploaded.pop("README.md")
+    assert uploaded == digests(repo)
+
+
+def test_scheduler_swapped_by_the_user_is_published(make_pipeline, tmp_path):
+    """Another stock scheduler is saved as it is, with the student's timesteps."""
+    pipe = make_pipeline(student_timesteps=(699, 799, 899, 999))
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps=1000)
+    pipe.save_pretrained(tmp_path)
+    loaded = ADDPipeline.from_pretrained(tmp_path)
+    assert type(loaded.scheduler) is LCMScheduler
+    assert loaded.student_timesteps == (699, 799, 899, 999)
+    assert_same_image(image(loaded), image(pipe))
+
+
+def test_other_families_are_refused(repo, tmp_path):
+    """A repository of another family is named with the mend, before its weights are read."""
+    index = json.loads(Path(repo, "model_index.json").read_text()) | {"_class_name": "StableDiffusionXLPipeline"}
+    Path(tmp_path, "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"holds a StableDiffusionXLPipeline, but .* samples a Stable.*Load it"):
+        ADDPipeline.from_pretrained(tmp_path)
+
+
+def test_remote_code_stays_the_users_choice(repo):
+    """Without trust_remote_code the repository's file is not run."""
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo)
+
+
+def test_one_file_imports_nothing_of_ours():
+    """pipeline_add.py imports the standard library, torch and diffusers, and holds one pipeline class."""
+    tree = ast.parse(SOURCE.read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert all(getattr(node, "level", 0) == 0 for node in imports)
+    modules = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
+    assert {m.split(".")[0] for m in modules} - set(sys.stdlib_module_names) == {"torch", "diffusers"}
+    assert dynamic_modules_utils.find_pipeline_class(pipelines.pipeline_add) is ADDPipeline
+
+
+def test_pipeline_file_runs_alone_and_offline(repo, tmp_path):
+    """pipeline.py alone in an empty folder, without this project on the path, with HF_HUB_OFFLINE=1."""
+    shutil.copy(Path(repo, "pipeline.py"), tmp_path)
+    script = f"""
+import sys, torch, numpy, pipeline
+pipe = pipeline.ADDPipeline.from_pretrained({repo!r})
+pipe.save_pretrained("again")
+images = pipe("a seven", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images
+numpy.save("images.npy", images)
+assert "pipelines" not in sys.modules
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "error::UserWarning:pipeline", "-c", script]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert_same_image(np.load(tmp_path / "images.npy"), image(ADDPipeline.from_pretrained(repo)))
+    assert digests(tmp_path / "again") == digests(repo)
