@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 logger = logging.getLogger(__name__)
 
 # What training leaves in --output_dir beside the model. None of it is ever uploaded.
-NEVER_PUBLISHED = ["checkpoint-*", "checkpoint-*/**", ".tmp-checkpoint-*", ".tmp-checkpoint-*/**", "validation/**"]
+NEVER_PUBLISHED = ["checkpoint-*/**", ".*checkpoint-*/**", "validation/**"]
 
 
 def save_published(pipeline: DiffusionPipeline, output_dir: str | Path) -> None:

@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
         library.utils.logging.disable_progress_bar()
     try:
         build(args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -97,7 +97,8 @@ class Manifest:
             "sha256": hash_files(self.root / name),
         }
         self.save()
-        print(f"{name}: {quality} in {self.stages[name]['seconds']} s", flush=True)
+        figures = ", ".join(f"{key} {value:.4g}" for key, value in quality.items())
+        print(f"{name}: {figures} ({self.stages[name]['seconds']} s)", flush=True)
 
 
 def hash_files(folder: Path) -> dict[str, str]:

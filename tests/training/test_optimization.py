@@ -1,0 +1,69 @@
+"""The guard of an update, for fused AdamW and for bitsandbytes' 8-bit one."""
+
+import argparse
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from training.optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
+
+ARGS = argparse.Namespace(
+    learning_rate=0.1, discriminator_learning_rate=0.2, adam_beta1=0.9, adam_beta2=0.999, adam_weight_decay=0.0,
+    adam_epsilon=1e-8, discriminator_adam_beta1=0.0, discriminator_adam_beta2=0.99, use_8bit_adam=False,
+    lr_scheduler="linear", lr_warmup_steps=0, lr_num_cycles=1, lr_power=1.0,
+)  # fmt: skip
+
+
+def make_updater(eight_bit=False, max_grad_norm=1.0):
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True)
+    network = nn.Linear(64, 64)
+    args = argparse.Namespace(**vars(ARGS) | {"use_8bit_adam": eight_bit})
+    optimizer = student_optimizer(network.parameters(), args, scale=1)
+    schedule = learning_rate_schedule(optimizer, args, total_steps=10)
+    return network, Updater(accelerator, accelerator.prepare(optimizer), schedule, max_grad_norm)
+
+
+@pytest.mark.parametrize("eight_bit", [False, True])
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_non_finite_step_is_skipped_and_the_next_is_taken(eight_bit, bad):
+    """Also where the loss is infinite and the gradients came out finite."""
+    network, updater = make_updater(eight_bit)
+    before = network.weight.detach().clone()
+    network(torch.ones(2, 64)).sum().backward()
+    if bad == "gradient":
+        network.weight.grad[3, 3] = float("inf")
+    _, skipped = updater.update(torch.tensor(float("inf") if bad == "loss" else 1.0))
+    assert skipped == 1
+    assert torch.equal(network.weight, before)
+    assert network.weight.grad is None
+    loss = network(torch.ones(2, 64)).sum()
+    loss.backward()
+    _, skipped = updater.update(loss)
+    assert skipped == 0
+    assert not torch.equal(network.weight, before)
+    assert network.weight.isfinite().all()
+
+
+def test_norm_is_that_before_the_clip_and_the_rate_moves_once():
+    network, updater = make_updater(max_grad_norm=0.5)
+    loss = (network(torch.ones(1, 64)) * 3).sum()
+    loss.backward()
+    norm, _ = updater.update(loss)
+    # Each of 64 rows has 64 weight gradients and one bias gradient of 3.
+    assert norm.item() == pytest.approx(3 * (64 * 65) ** 0.5, rel=1e-5)
+    assert updater.schedule.get_last_lr() == pytest.approx([0.09])
+
+
+def test_discriminator_optimizer_is_adam_without_decay():
+    """Against torch's own Adam, three steps."""
+    weights = [nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2)]
+    ours = discriminator_optimizer([weights[0]], ARGS, scale=2)
+    theirs = torch.optim.Adam([weights[1]], lr=0.4, betas=(0.0, 0.99), eps=1e-8)
+    for _ in range(3):
+        for weight, optimizer in zip(weights, (ours, theirs)):
+            weight.grad = weight.detach() ** 3 + 0.1
+            optimizer.step()
+    torch.testing.assert_close(weights[0], weights[1])
