@@ -23,7 +23,8 @@ WORLD_FLAGS = --pretrained_teacher_model $(TINY)/teacher --train_data_dir $(TINY
   --discriminator_feature_model $(TINY)/feature_network --discriminator_text_model $(TINY)/clip \
   --discriminator_image_model $(TINY)/feature_network
 RECIPE_FLAGS = --train_batch_size 32 --learning_rate 4e-4 --lr_scheduler cosine --lr_warmup_steps 0 \
-  --discriminator_learning_rate 2e-3 --discriminator_norm group --distillation_space latent \
+  --discriminator_learning_rate 2e-3 --discriminator_norm group --no_diffaugment --distillation_space latent \
+  --teacher_timestep_range 20 600 \
   --student_timestep_probabilities 0.15 0.15 0.15 0.55 --use_ema --ema_decay 0.99 --center_crop
 RUN_FLAGS = --max_train_steps $(STEPS) --checkpointing_steps 300 --checkpoints_total_limit 1 \
   --resume_from_checkpoint latest --validation_prompts "a handwritten zero" "a bold handwritten three" \

@@ -277,6 +277,17 @@ def test_resume_with_another_objective_is_refused(world, straight, capsys):
     assert "learning_rate" in error
 
 
+def test_streamed_resume_with_another_batch_size_is_refused(world, tmp_path, capsys):
+    """A stream's order depends on the batch size; an indexed set's does not, and resumes."""
+    flags = ("--checkpointing_steps", 1, "--resume_from_checkpoint", "latest")
+    for name, extra in (("indexed", ()), ("streamed", ("--streaming",))):
+        run(world, tmp_path / name, *flags, *extra, "--max_train_steps", 1)
+    run(world, tmp_path / "indexed", *flags, "--train_batch_size", 2)
+    with pytest.raises(SystemExit):
+        run(world, tmp_path / "streamed", *flags, "--streaming", "--train_batch_size", 2)
+    assert "train_batch_size: 4 -> 2" in capsys.readouterr().err
+
+
 def test_push_uploads_the_model_and_nothing_else(world, tmp_path, monkeypatch):
     """Against a recording client: one commit, and of all that lies in --output_dir only the published layout."""
     from types import SimpleNamespace

@@ -24,6 +24,9 @@ FIXED_ARGUMENTS = (
     "discriminator_adam_beta2",
 )  # fmt: skip
 
+# A stream has no index: its order also depends on who reads which part of it.
+FIXED_FOR_STREAMS = ("train_batch_size", "dataloader_num_workers", "gradient_accumulation_steps", "processes")
+
 
 @dataclass
 class RunState:
@@ -66,7 +69,7 @@ class RunState:
             "skipped": self.skipped,
             "replaced": self.replaced,
             "seed": self.seed,
-            "arguments": {k: v for k, v in vars(args).items() if k != "hub_token"},
+            "arguments": _arguments(args, accelerator),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
         }
         for name, updater in self.updaters.items():
@@ -85,7 +88,8 @@ class RunState:
             ArgumentError: an option that may not change in mid-run has changed.
         """
         tensors, state = checkpoint.tensors, checkpoint.state
-        difference = configuration_difference(state["arguments"], vars(args), FIXED_ARGUMENTS)
+        fixed = FIXED_ARGUMENTS + (FIXED_FOR_STREAMS if args.streaming else ())
+        difference = configuration_difference(state["arguments"], _arguments(args, accelerator), fixed)
         if difference:
             raise ArgumentError(
                 f"--resume_from_checkpoint got {checkpoint.path.name}, which was trained with other options: "
@@ -106,3 +110,8 @@ class RunState:
             accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.position = state["step"], state["position"]
         self.skipped, self.replaced = state["skipped"], state["replaced"]
+
+
+def _arguments(args: argparse.Namespace, accelerator: Accelerator) -> dict:
+    """The flags, without the token, and the number of processes."""
+    return {k: v for k, v in vars(args).items() if k != "hub_token"} | {"processes": accelerator.num_processes}
