@@ -18,7 +18,9 @@ export TOKENIZERS_PARALLELISM := false
 export TRANSFORMERS_VERBOSITY := error
 
 # The recipe of the demo; `demo-long` only trains longer. Every flag is an ordinary one of train_add.py.
-STEPS := 1200
+STEPS := 900
+# accelerate gives a process one thread unless told otherwise.
+THREADS := $(shell nproc 2>/dev/null || echo 2)
 WORLD_FLAGS = --pretrained_teacher_model $(TINY)/teacher --train_data_dir $(TINY)/data/train --resolution 32 \
   --discriminator_feature_model $(TINY)/feature_network --discriminator_text_model $(TINY)/clip \
   --discriminator_image_model $(TINY)/feature_network
@@ -31,6 +33,7 @@ RUN_FLAGS = --max_train_steps $(STEPS) --checkpointing_steps 300 --checkpoints_t
   "a thin handwritten seven leaning right" --validation_steps 300 --seed 0
 BUILD_COMMAND = python -m examples.tiny.build --output_dir $(TINY)
 TRAIN_COMMAND = accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+  --num_cpu_threads_per_process $(THREADS) \
   train_add.py $(WORLD_FLAGS) $(RECIPE_FLAGS) $(RUN_FLAGS) --output_dir $(DEMO)/student
 REPORT_COMMAND = python -m examples.demo.report --tiny_dir $(TINY) --student $(DEMO)/student --output_dir $(DEMO) \
   --commands '$(BUILD_COMMAND)' '$(TRAIN_COMMAND)'

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from examples.tiny.data import Split
-from examples.tiny.images import normalize, shift
+from examples.tiny.images import normalize, warp
 from examples.tiny.loop import draw, fit
 from examples.tiny.models import make_clip, make_tokenizer
 
 BATCH_SIZE = 64
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 3e-3
 ITERATIONS = 600
 
 
@@ -52,7 +52,7 @@ def train_clip(out: Path, train: Split, test: Split, iterations: int = ITERATION
     def loss_of_batch() -> torch.Tensor:
         rows = draw(len(caption_ids), BATCH_SIZE)
         ids = caption_ids[rows]
-        images = normalize(shift(train.pixels[rows], 2))
+        images = normalize(warp(train.pixels[rows], degrees=5, scale=0.1, shift_px=2))
         output = clip(input_ids=tokens[ids], pixel_values=images)
         return contrastive_loss(output.logits_per_image, ids)
 

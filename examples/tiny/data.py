@@ -177,7 +177,7 @@ def _read_example(row: dict, features: dict, index: int, flag: str) -> Example:
     try:
         with Image.open(name) as image:
             image = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"{flag}: cannot read {name}: {error}. Mend or remove it") from error
     label = row.get("label")
     if label is not None and hasattr(features["label"], "int2str"):
@@ -206,7 +206,7 @@ def write_split(folder: Path, examples: list[Example]) -> None:
             name = f"{i:05d}.png"
             example.image.save(folder / name)
             row = {"file_name": name, "text": example.text, "label": example.label}
-            metadata.write(json.dumps(row, ensure_ascii=False) + "\n")
+            metadata.write(json.dumps(row) + "\n")
 
 
 def read_split(folder: Path) -> Split:

@@ -31,7 +31,7 @@ def fit(
     """
     modules = list(modules)
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, max(1, round(WARMUP * iterations)), iterations + 1)
     ema = None if ema_decay is None else EMAModel(parameters, decay=ema_decay)
     for module in modules:

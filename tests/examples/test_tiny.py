@@ -22,10 +22,11 @@ from transformers import (
 
 from examples.tiny import build as builder
 from examples.tiny import data, images, vision
-from examples.tiny.autoencoder import encode_moments
+from examples.tiny.autoencoder import center_latents, encode_moments
 from examples.tiny.clip import contrastive_loss
 from examples.tiny.loop import fit
 from examples.tiny.manifest import hash_files
+from examples.tiny.models import make_vae
 from examples.tiny.teacher import train_teacher
 
 STAGES = ("data", "clip", "autoencoder", "teacher", "feature_network", "evaluator", "preview")
@@ -127,6 +128,14 @@ def test_digits_are_split_once_and_evenly():
     assert np.asarray(test[0].image)[:, 0].max() < 128, "paper is black, ink is white"
 
 
+def test_any_caption_survives_the_image_folder(tmp_path):
+    """Quotes, backslashes, other scripts and Unicode's line separators come back as they were, one row each."""
+    captions = ['a "quoted" \\ line', "zażółć 七", "two\u2028lines\x85here", "a\nb"]
+    image = Image.new("RGB", (32, 32))
+    data.write_split(tmp_path / "half", [data.Example(image, caption, "x") for caption in captions])
+    assert data.read_split(tmp_path / "half").captions == captions
+
+
 # --- mathematics ----------------------------------------------------------------------------------
 
 
@@ -162,6 +171,20 @@ def test_warp_by_nothing_is_the_identity():
     """No rotation, no scale, no shift: the sampling grid falls on the pixels."""
     pixels = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(images.warp(pixels, 0, 0, 0), pixels, atol=1e-4, rtol=1e-4)
+
+
+def test_centred_latents_reconstruct_the_same():
+    """The shift that brings each channel to mean 0 is undone inside the decoder."""
+    torch.manual_seed(0)
+    vae, pixels = make_vae((8, 8, 8)).eval(), torch.rand(4, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        before, (mean, std) = vae(pixels).sample, encode_moments(vae, pixels)
+        center_latents(vae, pixels)
+        torch.testing.assert_close(vae(pixels).sample, before, atol=1e-5, rtol=1e-5)
+        centred, same_std = encode_moments(vae, pixels)
+    torch.testing.assert_close(centred, mean - mean.mean(dim=(0, 2, 3), keepdim=True), atol=1e-5, rtol=1e-5)
+    assert mean.mean(dim=(0, 2, 3)).abs().max() > 0.01
+    torch.testing.assert_close(same_std, std)
 
 
 def test_patches_are_in_the_order_of_the_vision_transformer():
