@@ -333,7 +333,7 @@ def test_euler_ancestral_in_its_place(make_pipeline):
 def test_a_teachers_scheduler_is_refused_with_the_mend(make_pipeline, cls, steps):
     """The base model's own scheduler (a LoRA student on it) would visit timesteps of its own; the mend works."""
     config = make_scheduler("v_prediction").config
-    pipe = make_pipeline(scheduler=cls.from_config(config, skip_prk_steps=True))
+    pipe = make_pipeline(scheduler=cls.from_config(config, skip_prk_steps=True, timestep_spacing="leading"))
     with pytest.raises(ValueError, match=rf"scheduler={cls.__name__} .*rescale_betas_zero_snr=True") as error:
         pipe("a seven", num_inference_steps=steps)
     mend = str(error.value).split("pipe.scheduler = ")[1].rstrip(".")
