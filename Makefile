@@ -18,19 +18,18 @@ export TOKENIZERS_PARALLELISM := false
 export TRANSFORMERS_VERBOSITY := error
 
 # The recipe of the demo; `demo-long` only trains longer. Every flag is an ordinary one of train_add.py.
-STEPS := 900
+STEPS := 300
 # accelerate gives a process one thread unless told otherwise.
 THREADS := $(shell nproc 2>/dev/null || echo 2)
 WORLD_FLAGS = --pretrained_teacher_model $(TINY)/teacher --train_data_dir $(TINY)/data/train --resolution 32 \
   --discriminator_feature_model $(TINY)/feature_network --discriminator_text_model $(TINY)/clip \
   --discriminator_image_model $(TINY)/feature_network
-RECIPE_FLAGS = --train_batch_size 32 --learning_rate 4e-4 --lr_scheduler cosine --lr_warmup_steps 0 \
+RECIPE_FLAGS = --train_batch_size 32 --learning_rate 5e-5 --lr_scheduler cosine --lr_warmup_steps 0 \
   --discriminator_learning_rate 2e-3 --discriminator_norm group --no_diffaugment --distillation_space latent \
-  --teacher_timestep_range 20 600 \
-  --student_timestep_probabilities 0.15 0.15 0.15 0.55 --use_ema --ema_decay 0.99 --center_crop
-RUN_FLAGS = --max_train_steps $(STEPS) --checkpointing_steps 300 --checkpoints_total_limit 1 \
+  --student_timestep_probabilities 0.15 0.15 0.15 0.55 --use_ema --ema_decay 0.98 --center_crop
+RUN_FLAGS = --max_train_steps $(STEPS) --checkpointing_steps 100 --checkpoints_total_limit 1 \
   --resume_from_checkpoint latest --validation_prompts "a handwritten zero" "a bold handwritten three" \
-  "a thin handwritten seven leaning right" --validation_steps 300 --seed 0
+  "a thin handwritten seven leaning right" --validation_steps 100 --seed 0
 BUILD_COMMAND = python -m examples.tiny.build --output_dir $(TINY)
 TRAIN_COMMAND = accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
   --num_cpu_threads_per_process $(THREADS) \
@@ -54,7 +53,7 @@ demo: tiny
 	$(IN_VENV) $(TRAIN_COMMAND)
 	$(IN_VENV) $(REPORT_COMMAND)
 
-demo-long: STEPS := 6000
+demo-long: STEPS := 3000
 demo-long: DEMO := build/demo-long
 demo-long: demo
 
