@@ -32,3 +32,9 @@ def world(tmp_path_factory):
 def v_world(tmp_path_factory):
     """The same with a v-prediction teacher."""
     return tiny_world.build(tmp_path_factory.mktemp("v_world"), prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
+def sdxl_world(tmp_path_factory):
+    """The same with an epsilon teacher in SDXL's layout."""
+    return tiny_world.build(tmp_path_factory.mktemp("sdxl_world"), layout="sdxl")

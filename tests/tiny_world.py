@@ -4,37 +4,62 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
-from transformers import CLIPTextModel
+from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from examples.tiny import models
 
 CAPTIONS = [f"a handwritten {word}" for word in ("zero", "one", "two", "three", "four", "five", "six", "seven")]
+WIDTHS = (32, 64)  # of the first and, in SDXL's layout, the second text encoder
+SDXL_SCALING_FACTOR = 0.13025  # SDXL's own, so that the two layouts' latent spaces differ
 
 
-def build(folder: Path, prediction_type: str = "epsilon", num_images: int = 24) -> Path:
-    """`folder/teacher`, `/feature_network`, `/clip` and `/data`. Returns `folder`."""
+def build(folder: Path, prediction_type: str = "epsilon", num_images: int = 24, layout: str = "sd") -> Path:
+    """`folder/teacher` in `layout` "sd" or "sdxl", `/feature_network`, `/clip` and `/data`. Returns `folder`."""
     torch.manual_seed(0)
     tokenizer = models.make_tokenizer(CAPTIONS)
-    clip = models.make_clip(tokenizer, width=32, layers=1)
-    text_encoder = CLIPTextModel(clip.config.text_config)
-    text_encoder.load_state_dict(clip.text_model.state_dict(), strict=False)
-    StableDiffusionPipeline(
-        vae=models.make_vae((8, 8, 8)),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=models.make_unet((16, 32), cross_attention_dim=32),
-        scheduler=models.make_scheduler(prediction_type),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder / "teacher")
+    clip = models.make_clip(tokenizer, width=WIDTHS[0], layers=1)
+    make_teacher = {"sd": make_sd_teacher, "sdxl": make_sdxl_teacher}[layout]
+    make_teacher(clip, tokenizer, prediction_type).save_pretrained(folder / "teacher")
     models.make_dinov2(width=32, layers=4).save_pretrained(folder / "feature_network")
     clip.save_pretrained(folder / "clip")
     tokenizer.save_pretrained(folder / "clip")
     write_images(folder / "data", num_images)
     return folder
+
+
+def make_sd_teacher(clip: CLIPModel, tokenizer: CLIPTokenizer, prediction_type: str) -> StableDiffusionPipeline:
+    """Its text encoder is the text tower of `clip`."""
+    text_encoder = CLIPTextModel(clip.config.text_config)
+    text_encoder.load_state_dict(clip.text_model.state_dict(), strict=False)
+    return StableDiffusionPipeline(
+        vae=models.make_vae((8, 8, 8)),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=models.make_unet((16, 32), cross_attention_dim=WIDTHS[0]),
+        scheduler=models.make_scheduler(prediction_type),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def make_sdxl_teacher(_: CLIPModel, tokenizer: CLIPTokenizer, prediction_type: str) -> StableDiffusionXLPipeline:
+    """Two text encoders of two layers each, of which SDXL reads the last but one."""
+    tokenizer_2 = models.make_tokenizer(CAPTIONS, pad_token="!")
+    vae = models.make_vae((8, 8, 8))
+    vae.register_to_config(scaling_factor=SDXL_SCALING_FACTOR)
+    clips = [models.make_clip(t, width) for t, width in zip((tokenizer, tokenizer_2), WIDTHS)]
+    return StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(clips[0].config.text_config),
+        text_encoder_2=CLIPTextModelWithProjection(clips[1].config.text_config),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=models.make_sdxl_unet((16, 32), WIDTHS),
+        scheduler=models.make_scheduler(prediction_type),
+    )
 
 
 def write_images(folder: Path, count: int) -> None:

@@ -26,15 +26,18 @@ IMAGE_SIZE = 32  # pixels
 LATENT_SIZE = 8  # IMAGE_SIZE / 4: the tiny autoencoder halves twice, Stable Diffusion's three times
 LATENT_CHANNELS = 4
 TEXT_WIDTH = 64
+TEXT_WIDTH_2 = 96  # of the SDXL layout's second encoder, wider as there (1280 beside 768)
+TIME_EMBED_DIM = 16  # of each of SDXL's six numbers on size and crop; 256 there
 # The usual 0.02 suits a width of 768; this narrow, a transformer's attention would stay uniform for hundreds of steps.
 INITIALIZER_RANGE = 0.14
 MAX_TOKENS = 24  # CLIP has 77; the captions of the tiny world are a few words, and padding costs attention
 
 
-def make_tokenizer(captions: Iterable[str], vocab_size: int = 600) -> CLIPTokenizer:
+def make_tokenizer(captions: Iterable[str], vocab_size: int = 600, pad_token: str | None = None) -> CLIPTokenizer:
     """Train CLIP's byte-pair tokenizer on `captions`. Returns a stock `CLIPTokenizer`.
 
-    CLIP's conventions are kept: lower case, `</w>` at the end of a word, the end token has the largest id.
+    CLIP's conventions are kept: lower case, `</w>` at the end of a word, the end token has the largest id and pads,
+    unless another `pad_token` does: SDXL's second tokenizer pads with "!".
     """
     start, end = "<|startoftext|>", "<|endoftext|>"
     tokenizer = Tokenizer(models.BPE(unk_token=end, end_of_word_suffix="</w>"))
@@ -56,7 +59,8 @@ def make_tokenizer(captions: Iterable[str], vocab_size: int = 600) -> CLIPTokeni
     vocab = tokenizer.get_vocab()
     vocab[start], vocab[end] = len(vocab), len(vocab) + 1
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in merges], model_max_length=MAX_TOKENS)
+    merges = [tuple(m) for m in merges]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS, pad_token=pad_token or end)
 
 
 def make_clip(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH, layers: int = 2) -> CLIPModel:
@@ -100,8 +104,10 @@ def make_vae(channels: tuple[int, ...] = (16, 16, 32)) -> AutoencoderKL:
     )
 
 
-def make_unet(channels: tuple[int, int] = (48, 96), cross_attention_dim: int = TEXT_WIDTH) -> UNet2DConditionModel:
-    """The text-conditional UNet in Stable Diffusion's layout, latents `(B, 4, 8, 8)`.
+def make_unet(
+    channels: tuple[int, int] = (48, 96), cross_attention_dim: int = TEXT_WIDTH, **config
+) -> UNet2DConditionModel:
+    """The text-conditional UNet in Stable Diffusion's layout, latents `(B, 4, 8, 8)`; `config` adds to its config.
 
     Attention sits at the 4x4 level only: on a CPU it costs more than the convolutions and at 8x8 adds little.
     """
@@ -116,6 +122,26 @@ def make_unet(channels: tuple[int, int] = (48, 96), cross_attention_dim: int = T
         cross_attention_dim=cross_attention_dim,
         attention_head_dim=2,
         norm_num_groups=16 if channels[0] % 16 == 0 else 8,
+        **config,
+    )
+
+
+def make_sdxl_unet(
+    channels: tuple[int, int] = (48, 96), text_widths: tuple[int, int] = (TEXT_WIDTH, TEXT_WIDTH_2)
+) -> UNet2DConditionModel:
+    """The same in SDXL's layout.
+
+    Cross-attention reads both encoders' tokens side by side; beside the timestep, the UNet is told the second
+    encoder's pooled text `(B, text_widths[1])` and six numbers `(B, 6)`: original size, top left corner of the crop and
+    target size, in pixels.
+    """
+    return make_unet(
+        channels,
+        cross_attention_dim=sum(text_widths),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=TIME_EMBED_DIM,
+        projection_class_embeddings_input_dim=text_widths[1] + 6 * TIME_EMBED_DIM,
+        use_linear_projection=True,
     )
 
 
