@@ -1,0 +1,204 @@
+"""Publishing to a Hub that accepts: what arrives, in how many commits, and what is left alone."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from tests.hub.server import OTHER, READ, WRITE
+from training.card import is_untouched
+from training.publish import check_push, publish, push_published
+from training.publish_checkpoints import CheckpointPusher
+from training.publish_layout import PublishError
+
+REPO = "user/my-student"
+LAYOUT = {
+    "README.md",
+    "samples.png",
+    "model_index.json",
+    "pipeline.py",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+}
+
+pytestmark = pytest.mark.usefixtures("client")
+
+
+def add_on_the_hub(path: str, content: bytes, branch: str = "main") -> None:
+    """Someone commits a file to the repo."""
+    operation = CommitOperationAdd(path, content)
+    HfApi(token=WRITE).create_commit(REPO, [operation], commit_message="by hand", revision=branch)
+
+
+def test_exactly_the_layout_in_one_commit(hub, student):
+    """Checkpoints, logs and validation images lie beside the model and stay there; so does the token."""
+    assert {p.name for p in student.iterdir()} >= {"checkpoint-2", "logs", "validation", "add_run.json"}
+    (student / "unet" / "notes.txt").write_text("mine")
+    done = publish(student, REPO, token=WRITE)
+    files = hub.files(REPO)
+    assert files.keys() == LAYOUT == set(done.files)
+    assert hub.titles(REPO) == ["initial commit", "Add a student distilled by ADD"]
+    for path, data in files.items():
+        assert data == (student / path).read_bytes(), path
+        assert WRITE.encode() not in data
+        assert str(student.parent).encode() not in data
+    assert hub.store.repos[REPO].private is False
+    assert done.commit == hub.store.repos[REPO].branches["main"]
+
+
+def test_large_files_go_by_lfs_and_small_ones_in_the_commit(hub, student):
+    publish(student, REPO, token=WRITE)
+    files = hub.store.repos[REPO].files()
+    assert {path for path, file in files.items() if file.lfs} >= {p for p in LAYOUT if p.endswith(".safetensors")}
+    assert not files["model_index.json"].lfs
+    assert len(hub.seen("^PUT /lfs/")) == len(hub.store.objects)
+
+
+def test_repeat_changes_nothing_and_sends_nothing(hub, student):
+    first = publish(student, REPO, token=WRITE)
+    sent = len(hub.seen("^PUT"))
+    again = publish(student, REPO, token=WRITE)
+    assert again == first
+    assert len(hub.seen("^PUT")) == sent
+    assert len(hub.seen("POST .*/commit/")) == 1
+
+
+def test_private_repo(hub, student):
+    """Made private; a public one that exists is refused rather than filled."""
+    publish(student, REPO, token=WRITE, private=True)
+    assert hub.store.repos[REPO].private is True
+    hub.store.repos[REPO].private = False
+    commits = len(hub.titles(REPO))
+    with pytest.raises(PublishError, match=r"--private got True: user/my-student exists already and is public"):
+        publish(student, REPO, token=WRITE, private=True)
+    assert len(hub.titles(REPO)) == commits
+
+
+def test_branch(hub, student):
+    """--revision pushes to a branch, made from main; main stays."""
+    publish(student, REPO, token=WRITE, branch="trial/one")
+    assert hub.files(REPO, "trial/one").keys() == LAYOUT
+    assert hub.files(REPO) == {}
+
+
+def test_files_of_an_earlier_student_go_and_others_stay(hub, student):
+    """Another student's shards would be loaded in place of the new weights; the owner's own files are no concern."""
+    publish(student, REPO, token=WRITE)
+    stale = "unet/diffusion_pytorch_model.fp16.safetensors"
+    for path in (stale, "unet/notes.txt", "comfy/model.safetensors", "assets/fox.png"):
+        add_on_the_hub(path, b"old")
+    (student / "vae" / "config.json").write_text((student / "vae" / "config.json").read_text() + "\n")
+    publish(student, REPO, token=WRITE)
+    files = hub.files(REPO)
+    assert files.keys() == LAYOUT | {"unet/notes.txt", "comfy/model.safetensors", "assets/fox.png"}
+    assert files["vae/config.json"] == (student / "vae" / "config.json").read_bytes()
+
+
+def test_card_edited_on_the_hub_is_kept(hub, student):
+    """Until its replacement is asked for. An unedited one follows the run."""
+    publish(student, REPO, token=WRITE)
+    run = json.loads((student / "add_run.json").read_text())
+    (student / "add_run.json").write_text(json.dumps(run | {"facts": {"iterations": 3}}))
+    assert publish(student, REPO, token=WRITE).card_kept is False
+    assert b"iterations: 3" in hub.files(REPO)["README.md"]
+
+    edited = hub.files(REPO)["README.md"] + b"\nBy the way, I like it.\n"
+    add_on_the_hub("README.md", edited)
+    (student / "add_run.json").write_text(json.dumps(run | {"facts": {"iterations": 4}}))
+    (student / "samples.png").write_bytes(b"new samples")
+    done = publish(student, REPO, token=WRITE)
+    assert done.card_kept is True
+    assert hub.files(REPO)["README.md"] == edited
+    assert hub.files(REPO)["samples.png"] == b"new samples"
+
+    assert publish(student, REPO, token=WRITE, overwrite_card=True).card_kept is False
+    assert is_untouched(hub.files(REPO)["README.md"].decode())
+    assert b"iterations: 4" in hub.files(REPO)["README.md"]
+
+
+def test_card_edited_here_is_pushed_as_it_is(hub, student):
+    (student / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    publish(student, REPO, token=WRITE)
+    assert hub.files(REPO)["README.md"] == b"---\nlicense: mit\n---\n# Mine\n"
+    assert publish(student, REPO, token=WRITE).card_kept is False  # the same card is no conflict
+
+
+def test_card_names_the_repo(hub, student):
+    publish(student, REPO, token=WRITE)
+    assert b'from_pretrained("user/my-student"' in hub.files(REPO)["README.md"]
+
+
+def test_lora_alone(hub, student, tmp_path):
+    """A folder with adapter, card and samples, and nothing to make a full model of."""
+    for name in ("README.md", "add_run.json", "samples.png"):
+        (tmp_path / "lora").mkdir(exist_ok=True)
+        (tmp_path / "lora" / name).write_bytes((student / name).read_bytes())
+    (tmp_path / "lora" / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
+    publish(tmp_path / "lora", REPO, token=WRITE)
+    assert hub.files(REPO).keys() == {"README.md", "samples.png", "pytorch_lora_weights.safetensors"}
+    card = hub.files(REPO)["README.md"].decode()
+    assert "base_model_relation: adapter" in card or "base_model" not in card
+    assert "load_lora_weights" in card
+    assert "custom_pipeline" not in card
+
+
+def arguments(folder, token=WRITE):
+    return SimpleNamespace(output_dir=str(folder), hub_model_id=None, hub_token=token)
+
+
+def test_push_at_the_end_of_a_run(hub, student):
+    """Without --hub_model_id the repo is named after the folder, in the token owner's namespace."""
+    assert push_published(arguments(student)) == REPO
+    assert hub.files(REPO).keys() == LAYOUT
+
+
+def test_check_before_training(hub, tmp_path):
+    """Creates the repo and learns that it can be written to; a token that cannot is refused at once."""
+    folder = tmp_path / "my-student"
+    assert check_push(arguments(folder), private=True) == REPO
+    assert hub.titles(REPO) == ["initial commit"]
+    with pytest.raises(PublishError, match=r"HTTP 403: the token may not write there"):
+        check_push(arguments(folder, READ))
+    with pytest.raises(PublishError, match=r"HTTP 40[134]"):
+        check_push(SimpleNamespace(output_dir=str(folder), hub_model_id=REPO, hub_token=OTHER))
+
+
+def test_checkpoints_go_to_a_branch_in_order(hub, student):
+    """One commit a checkpoint, each the whole layout; a refused one is reported and the next goes on."""
+    import shutil
+
+    pusher = CheckpointPusher(arguments(student))
+
+    def save(step):
+        def write(folder):
+            shutil.copytree(
+                student, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint-*", "logs", ".*")
+            )
+            (folder / "samples.png").write_bytes(b"step %d" % step)
+
+        return write
+
+    pusher.push(save(1), 1)
+    pusher.push(save(2), 2)
+    pusher.close()
+    assert hub.titles(REPO) == ["initial commit", "Student after 1 iterations", "Student after 2 iterations"]
+    assert hub.files(REPO, "checkpoints").keys() == LAYOUT
+    assert hub.files(REPO, "checkpoints")["samples.png"] == b"step 2"
+    assert hub.files(REPO) == {}
+    assert list(student.glob(".push-*")) == []
+
+    hub.fail("POST .*/commit/", status=500)
+    pusher = CheckpointPusher(arguments(student))
+    pusher.push(save(3), 3)
+    pusher.push(save(4), 4)
+    pusher.close()
+    assert pusher.failed == 1
+    assert hub.titles(REPO)[-1] == "Student after 4 iterations"
