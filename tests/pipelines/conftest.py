@@ -1,42 +1,41 @@
-"""One small random Stable Diffusion world for all pipeline tests: stock components, published by ADDPipeline."""
+"""Small random worlds of both families for all pipeline tests: stock components, published by our pipelines."""
 
 import logging
 import warnings
 
 import pytest
-import torch
-from transformers import CLIPTextModel
 
-from examples.tiny.models import make_clip, make_scheduler, make_tokenizer, make_unet, make_vae
-from pipelines import DEFAULT_STUDENT_TIMESTEPS, ADDPipeline, student_scheduler
+from examples.tiny.models import make_scheduler
+from pipelines import DEFAULT_STUDENT_TIMESTEPS, student_scheduler
+from tests.pipelines.families import FAMILIES
 
-CAPTIONS = ["a handwritten seven", "an eight, small and slanted"]
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request):
+    """Stable Diffusion, then SDXL."""
+    return FAMILIES[request.param]
 
 
 @pytest.fixture(scope="session")
-def components() -> dict:
+def components(family) -> dict:
     """Every component but the scheduler; images are 32x32, latents (B, 4, 8, 8)."""
-    torch.manual_seed(0)
-    tokenizer = make_tokenizer(CAPTIONS)
-    models = {
-        "vae": make_vae((8, 8, 8)),
-        "text_encoder": CLIPTextModel(make_clip(tokenizer, width=32).config.text_config),
-        "unet": make_unet((16, 32), cross_attention_dim=32),
-    }
-    for model in models.values():
-        model.eval().requires_grad_(False)
-    return models | {"tokenizer": tokenizer, "safety_checker": None, "feature_extractor": None}
+    return family.components()
 
 
 @pytest.fixture(scope="session")
-def make_pipeline(components):
-    """make_pipeline(stock_class=ADDPipeline, prediction_type=..., student_timesteps=..., **other components)."""
+def make_pipeline(family, components):
+    """make_pipeline("ours" or a kind of stock, prediction_type=..., student_timesteps=..., **other components)."""
 
     def make(
-        cls=ADDPipeline, prediction_type="epsilon", student_timesteps=DEFAULT_STUDENT_TIMESTEPS, scheduler=None, **other
+        kind="ours",
+        prediction_type="epsilon",
+        student_timesteps=DEFAULT_STUDENT_TIMESTEPS,
+        scheduler=None,
+        **other,
     ):
         scheduler = scheduler or student_scheduler(make_scheduler().config, prediction_type, student_timesteps)
-        pipe = cls(**components | other, scheduler=scheduler, requires_safety_checker=False)
+        cls = {"ours": family.ours, **family.stock}[kind]
+        pipe = cls(**components | other, scheduler=scheduler, **family.options)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -44,11 +43,10 @@ def make_pipeline(components):
 
 
 @pytest.fixture(scope="session")
-def repo(make_pipeline, tmp_path_factory) -> str:
+def repo(family, make_pipeline, tmp_path_factory) -> str:
     """A published epsilon student with the default timesteps."""
     folder = tmp_path_factory.mktemp("published") / "student"
-    # A tokenizer that has been used remembers its padding, and would be saved with it.
-    make_pipeline(tokenizer=make_tokenizer(CAPTIONS)).save_pretrained(folder)
+    make_pipeline(**family.tokenizers()).save_pretrained(folder)
     return str(folder)
 
 

@@ -1,14 +1,11 @@
-"""Adapters reach ADDPipeline by the stock loaders and give the stock pipelines' images."""
+"""Adapters reach our pipelines by the stock loaders and give the stock pipelines' images."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
-
-from pipelines import ADDPipeline
 
 
 def sample(pipe, **kwargs) -> np.ndarray:
@@ -24,11 +21,11 @@ def image_arguments(mode: str) -> dict:
 @pytest.fixture
 def fresh(make_pipeline, components):
     """A pipeline with a UNet of its own, for adapters to change."""
-    return lambda cls=ADDPipeline: make_pipeline(cls, unet=copy.deepcopy(components["unet"]))
+    return lambda kind="ours": make_pipeline(kind, unet=copy.deepcopy(components["unet"]))
 
 
 @pytest.fixture(scope="module")
-def lora(components, tmp_path_factory) -> str:
+def lora(family, components, tmp_path_factory) -> str:
     """A random LoRA of rank 2 and alpha 3, saved by the stock pipeline."""
     torch.manual_seed(1)
     unet = copy.deepcopy(components["unet"])
@@ -36,9 +33,7 @@ def lora(components, tmp_path_factory) -> str:
     unet.add_adapter(config)
     layers = get_peft_model_state_dict(unet)
     folder = str(tmp_path_factory.mktemp("lora"))
-    StableDiffusionPipeline.save_lora_weights(
-        folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config.to_dict()
-    )
+    family.stock["text"].save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config.to_dict())
     return folder
 
 
@@ -50,7 +45,7 @@ def lora_targets(unet) -> set[str]:
 def test_lora(fresh, lora, mode):
     """A LoRA saved by stock gives stock's image here, changes it, obeys its scale, fuses and comes off again."""
     pipe = fresh()
-    other = fresh(StableDiffusionPipeline if mode == "text" else StableDiffusionImg2ImgPipeline)
+    other = fresh(mode)
     bare = sample(pipe, **image_arguments(mode))
     for p in (pipe, other):
         p.load_lora_weights(lora)
@@ -72,10 +67,10 @@ def test_lora(fresh, lora, mode):
 
 
 @pytest.mark.parametrize("mode", ["text", "image"])
-def test_ip_adapter(fresh, components, mode):
+def test_ip_adapter(fresh, family, components, mode):
     """An IP-Adapter and its image embeddings give stock's image; other embeddings another one."""
     generator = torch.Generator().manual_seed(2)
-    unet, width, clip_width, tokens = components["unet"], 32, 16, 4
+    unet, width, clip_width, tokens = components["unet"], family.embed_width, 16, 4
     attention = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
     image_proj = {
         "proj.weight": torch.randn(tokens * width, clip_width, generator=generator),
@@ -86,7 +81,7 @@ def test_ip_adapter(fresh, components, mode):
     keys = [f"{2 * i + 1}.to_{kv}_ip.weight" for i in range(len(attention)) for kv in "kv"]
     ip_adapter = {key: torch.randn(32, width, generator=generator) for key in keys}
     embeds = [torch.randn(1, 1, clip_width, generator=generator)]
-    other = fresh(StableDiffusionPipeline if mode == "text" else StableDiffusionImg2ImgPipeline)
+    other = fresh(mode)
     pipe = fresh()
     for p in (pipe, other):
         weights = {"image_proj": dict(image_proj), "ip_adapter": dict(ip_adapter)}

@@ -1,4 +1,4 @@
-"""The repository ADDPipeline writes, and every way to load it."""
+"""The repository our pipelines write, and every way to load it."""
 
 import ast
 import hashlib
@@ -17,19 +17,16 @@ import pytest
 import torch
 from diffusers import (
     AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
     AutoPipelineForText2Image,
     DiffusionPipeline,
     LCMScheduler,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionPipeline,
 )
 from diffusers.utils import dynamic_modules_utils
 from huggingface_hub import ModelCard
 
-import pipelines.pipeline_add
+import pipelines.few_step
 from pipelines import ADDPipeline
-
-SOURCE = Path(pipelines.pipeline_add.__file__)
 
 
 def digests(folder) -> dict[str, str]:
@@ -58,37 +55,41 @@ def modules_cache(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def load_remote_code(repo: str) -> ADDPipeline:
+def load_remote_code(repo: str) -> DiffusionPipeline:
     return DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)
 
 
-def test_layout(repo):
+def test_layout(family, repo):
     """Stock class, stock scheduler, the pipeline's own file, and no path of this machine in any of it."""
+    folders = {"unet", "vae", *family.text_encoders}
+    weights = {n: "model" if n in family.text_encoders else "diffusion_pytorch_model" for n in folders}
     assert digests(repo).keys() == {
         "model_index.json",
         "pipeline.py",
         "scheduler/scheduler_config.json",
-        "text_encoder/config.json",
-        "text_encoder/model.safetensors",
-        "tokenizer/tokenizer.json",
-        "tokenizer/tokenizer_config.json",
-        "unet/config.json",
-        "unet/diffusion_pytorch_model.safetensors",
-        "vae/config.json",
-        "vae/diffusion_pytorch_model.safetensors",
+        *(f"{name}/config.json" for name in folders),
+        *(f"{name}/{weights[name]}.safetensors" for name in folders),
+        *(f"{name}/tokenizer.json" for name in family.tokenizers()),
+        *(f"{name}/tokenizer_config.json" for name in family.tokenizers()),
     }
     index = json.loads(Path(repo, "model_index.json").read_text())
-    assert index["_class_name"] == "StableDiffusionPipeline"
+    assert index["_class_name"] == family.stock_name
     assert index["scheduler"] == ["diffusers", "DDPMScheduler"]
     scheduler = json.loads(Path(repo, "scheduler/scheduler_config.json").read_text())
     assert scheduler["timestep_spacing"] == "trailing"
     assert scheduler["_student_timesteps"] == [249, 499, 749, 999]
-    assert Path(repo, "pipeline.py").read_bytes() == SOURCE.read_bytes()
+
+
+def test_published_file_is_the_family_with_the_shared_text(family, repo):
+    """One line of the family's file becomes the whole of few_step.py; nothing else changes."""
+    own, shared = Path(family.module.__file__).read_text(), Path(pipelines.few_step.__file__).read_text()
+    (line,) = [line for line in own.splitlines(keepends=True) if line.startswith("from pipelines")]
+    assert Path(repo, "pipeline.py").read_text() == own.replace(line, shared)
 
 
 @pytest.mark.parametrize("student", [(249, 499, 749, 999), (699, 799, 899, 999)])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_loading_matrix(make_pipeline, tmp_path, complaints, modules_cache, prediction_type, student):
+def test_loading_matrix(family, make_pipeline, tmp_path, complaints, modules_cache, prediction_type, student):
     """All ways to load give the published image; stock ones without remote code and without a warning."""
     repo = str(tmp_path / "repo")
     original = make_pipeline(prediction_type=prediction_type, student_timesteps=student)
@@ -97,18 +98,19 @@ def test_loading_matrix(make_pipeline, tmp_path, complaints, modules_cache, pred
     expected = image(original)
 
     text = AutoPipelineForText2Image.from_pretrained(repo)
-    assert type(text) is StableDiffusionPipeline
+    assert type(text) is family.stock["text"]
     assert_same_image(image(text, guidance_scale=0.0, timesteps=steps), expected)
-    assert type(AutoPipelineForImage2Image.from_pretrained(repo)) is StableDiffusionImg2ImgPipeline
-    assert type(DiffusionPipeline.from_pretrained(repo)) is StableDiffusionPipeline
+    assert type(AutoPipelineForImage2Image.from_pretrained(repo)) is family.stock["image"]
+    assert type(AutoPipelineForInpainting.from_pretrained(repo)) is family.stock["inpaint"]
+    assert type(DiffusionPipeline.from_pretrained(repo)) is family.stock["text"]
 
-    ours = ADDPipeline.from_pretrained(repo)
-    assert type(ours) is ADDPipeline
+    ours = ADDPipeline.from_pretrained(repo)  # of either family
+    assert type(ours) is family.ours
     assert ours.student_timesteps == student
     assert_same_image(image(ours), expected)
 
     remote = load_remote_code(repo)
-    assert type(remote).__name__ == "ADDPipeline"
+    assert type(remote).__name__ == family.ours.__name__
     assert type(remote).__module__.startswith("diffusers_modules")
     assert remote.student_timesteps == student
     assert_same_image(image(remote), expected)
@@ -133,7 +135,7 @@ def test_remote_code_saves_its_own_file(repo, tmp_path, modules_cache):
     second = load_remote_code(str(tmp_path / "other"))
     first.save_pretrained(tmp_path / "a")
     second.save_pretrained(tmp_path / "b")
-    assert Path(tmp_path, "a", "pipeline.py").read_bytes() == SOURCE.read_bytes()
+    assert Path(tmp_path, "a", "pipeline.py").read_bytes() == Path(repo, "pipeline.py").read_bytes()
     assert Path(tmp_path, "b", "pipeline.py").read_text().endswith("# another version\n")
 
 
@@ -145,11 +147,11 @@ def test_remote_code_saves_its_own_file(repo, tmp_path, modules_cache):
         ({"safe_serialization": False}, "diffusion_pytorch_model.bin", {}),
     ],
 )
-def test_save_options(make_pipeline, tmp_path, options, weights, load_options):
+def test_save_options(family, make_pipeline, tmp_path, options, weights, load_options):
     """variant, max_shard_size and safe_serialization mean what they mean in diffusers."""
     make_pipeline().save_pretrained(tmp_path, **options)
     assert list(Path(tmp_path, "unet").glob(weights))
-    assert Path(tmp_path, "pipeline.py").read_bytes() == SOURCE.read_bytes()
+    assert Path(tmp_path, "pipeline.py").read_bytes() == family.ours._source
     loaded = ADDPipeline.from_pretrained(tmp_path, **load_options)
     assert_same_image(image(loaded), image(make_pipeline()))
 
@@ -189,36 +191,28 @@ def test_scheduler_swapped_by_the_user_is_published(make_pipeline, tmp_path):
     assert_same_image(image(loaded), image(pipe))
 
 
-def test_other_families_are_refused(repo, tmp_path):
-    """A repository of another family is named with the mend, before its weights are read."""
-    index = json.loads(Path(repo, "model_index.json").read_text()) | {"_class_name": "StableDiffusionXLPipeline"}
-    Path(tmp_path, "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"holds a StableDiffusionXLPipeline, but .* samples a Stable.*Load it"):
-        ADDPipeline.from_pretrained(tmp_path)
-
-
 def test_remote_code_stays_the_users_choice(repo):
     """Without trust_remote_code the repository's file is not run."""
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo)
 
 
-def test_one_file_imports_nothing_of_ours():
-    """pipeline_add.py imports the standard library, torch and diffusers, and holds one pipeline class."""
-    tree = ast.parse(SOURCE.read_text(encoding="utf-8"))
+def test_published_file_imports_nothing_of_ours(family, repo):
+    """pipeline.py imports the standard library, torch and diffusers, and holds one pipeline class."""
+    tree = ast.parse(Path(repo, "pipeline.py").read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     assert all(getattr(node, "level", 0) == 0 for node in imports)
     modules = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
     assert {m.split(".")[0] for m in modules} - set(sys.stdlib_module_names) == {"torch", "diffusers"}
-    assert dynamic_modules_utils.find_pipeline_class(pipelines.pipeline_add) is ADDPipeline
+    assert dynamic_modules_utils.find_pipeline_class(family.module) is family.ours
 
 
-def test_pipeline_file_runs_alone_and_offline(repo, tmp_path):
+def test_pipeline_file_runs_alone_and_offline(family, repo, tmp_path):
     """pipeline.py alone in an empty folder, without this project on the path, with HF_HUB_OFFLINE=1."""
     shutil.copy(Path(repo, "pipeline.py"), tmp_path)
     script = f"""
 import sys, torch, numpy, pipeline
-pipe = pipeline.ADDPipeline.from_pretrained({repo!r})
+pipe = pipeline.{family.ours.__name__}.from_pretrained({repo!r})
 pipe.save_pretrained("again")
 images = pipe("a seven", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images
 numpy.save("images.npy", images)
