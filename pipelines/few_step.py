@@ -55,11 +55,7 @@ def spread_timesteps(student_timesteps: Sequence[int], num_inference_steps: int)
 
 
 def check_strength(strength: float, num_inference_steps: int) -> None:
-    """Refuse a strength that would leave image-to-image without a step.
-
-    Raises:
-        ValueError: unless 0 < strength <= 1 and strength * num_inference_steps >= 1.
-    """
+    """Raise a ValueError unless 0 < strength <= 1 and strength * num_inference_steps >= 1: a step must be left."""
     if not (0 < strength <= 1 and int(strength * num_inference_steps) >= 1):
         least = math.ceil(100 / num_inference_steps) / 100  # rounded up, so that the product is not below 1
         raise ValueError(
@@ -70,7 +66,7 @@ def check_strength(strength: float, num_inference_steps: int) -> None:
 
 
 class FewStepMixin:
-    """Makes a stock text-to-image pipeline one for students, in 1 to N steps: `image = pipe("a red fox").images[0]`.
+    """Makes a stock pipeline one for students, in 1 to N steps: `image = pipe("a red fox").images[0]`.
 
     Text-to-image, image-to-image and inpainting are the stock pipelines' own calls on this pipeline's components, at
     the student's timesteps. So LoRA, textual inversion, IP-Adapter, offloading and callbacks work as ever, and the
