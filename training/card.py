@@ -1,7 +1,7 @@
 """The model card, made from what a run leaves in its output folder, so that it can be made again when it is published.
 
-`add_run.json` says where the student came from; the rest is read from the published files themselves. A card carries
-a seal, a hash of its own text in its last line: a card whose seal does not fit has been edited by someone, and is theirs.
+`add_run.json` says where the student came from; the rest is read from the published files themselves. The last line of
+a card is a seal, a hash of the text above it: a card whose seal does not fit has been edited by someone, and is theirs.
 """
 
 import argparse
@@ -18,7 +18,9 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from .publish_layout import CARD, INDEX, LORA, SAMPLES, PublishError
+from pipelines import DEFAULT_STUDENT_TIMESTEPS
+
+from .publish_layout import CARD, INDEX, LORA, SAMPLES, SCHEDULER, PublishError
 from .publish_license import inherited_license
 
 RUN_FILE = "add_run.json"
@@ -33,7 +35,7 @@ _SEAL = re.compile(r"<!-- written by training/card\.py; sha256 of the text above
 def record_run(
     args: argparse.Namespace, folder: str | Path, facts: Mapping[str, Any], pipeline_class: str, base_model: str
 ) -> None:
-    """Write `add_run.json`: what the card needs and the published files do not say. No token, no path of this machine."""
+    """Write `add_run.json`: what the published files do not say themselves. No token, no path of this machine."""
     is_local = os.path.isdir(base_model)
     run = {
         "base_model": Path(base_model).name if is_local else base_model,
@@ -102,7 +104,7 @@ def make_card(folder: str | Path, repo_id: str) -> str:
     run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     name, prompts = run["base_model"], run["arguments"].get("validation_prompts") or []
     license_ = run["license"].get("license_name") or run["license"].get("license")
-    steps = _student_steps(folder, run)
+    steps = _student_steps(folder)
     measured, command = _measured(folder)
     card = ModelCard.from_template(
         _card_data(folder, run, prompts),
@@ -113,7 +115,6 @@ def make_card(folder: str | Path, repo_id: str) -> str:
         base_id=name,
         full=(folder / INDEX).is_file(),
         lora=(folder / LORA).is_file(),
-        scheduler=(folder / "scheduler" / "scheduler_config.json").is_file(),
         has_samples=(folder / SAMPLES).is_file(),
         samples=SAMPLES,
         prompts=prompts,
@@ -163,11 +164,10 @@ def _card_data(folder: Path, run: dict, prompts: list[str]) -> ModelCardData:
     )
 
 
-def _student_steps(folder: Path, run: dict) -> int:
+def _student_steps(folder: Path) -> int:
     """How many steps the student knows."""
-    config = folder / "scheduler" / "scheduler_config.json"
-    known = json.loads(config.read_text(encoding="utf-8")).get("_student_timesteps") if config.is_file() else None
-    return len(known or run["arguments"]["student_timesteps"])
+    config = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
+    return len(config.get("_student_timesteps", DEFAULT_STUDENT_TIMESTEPS))
 
 
 def _license_note(base: str, license_: str | None) -> str:

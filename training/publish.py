@@ -144,8 +144,8 @@ def _is_edited(api: HfApi, head: ModelInfo, local: Path) -> bool:
 def _refuse_public(repo: ModelInfo, private: bool | None) -> None:
     if private and repo.private is False:
         raise PublishError(
-            f"--private got True: {repo.id} exists already and is public, so nothing was pushed. Make it private in its "
-            "settings on the Hub, or name another repo"
+            f"--private got True: {repo.id} exists already and is public, so nothing was pushed. Make it private in "
+            "its settings on the Hub, or name another repo"
         )
 
 
@@ -160,8 +160,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--private", action="store_true", default=None, help="Make the new repo private; refuse a public one.")
     add("--revision", default=MAIN, help="Branch to push to (default: main); made from main where it does not exist.")
     add("--license", default=None, help="Licence for the card, by its Hub identifier, in place of the base model's.")
-    add("--variant", choices=VARIANTS, default=None, help="Publish the weights in this precision besides, as diffusers' "
-        "variant files.")  # fmt: skip
+    add("--variant", choices=VARIANTS, default=None, help="Publish the weights in this precision too, as a variant.")
     add("--measured", default=None, help='Figures for the card: {"command": "...", "figures": [{"steps": 1, ...}]}.')
     add("--overwrite_card", action="store_true", help="Replace the card on the Hub even if someone has edited it.")
     add("--hub_token", default=None, help="Token to push with; the one of `hf auth login` where not given.")

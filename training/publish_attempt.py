@@ -1,4 +1,4 @@
-"""One attempt to publish: what has been sent so far, and, if it fails, a message that says all that is needed to repeat it."""
+"""One attempt to publish: what has been sent so far and, if it fails, a message with all that a repeat needs."""
 
 import shlex
 from pathlib import Path
@@ -41,9 +41,9 @@ class Attempt:
         command = ["python", "-m", "training.publish", str(self.folder), "--repo_id", self.repo_id]
         command += ["--revision", self.branch] if self.branch != "main" else []
         return (
-            f"{self.folder} was not published to {self.repo_id} ({self.branch}): {reason(error)}. The model is whole in "
-            f"{self.folder}, and the repo was not left half changed: all of it comes in one commit, at the end. {sent}"
-            f"Missing: {', '.join(missing)}. Repeat with: {shlex.join(command)}"
+            f"{self.folder} was not published to {self.repo_id} ({self.branch}): {reason(error)}. The model is whole "
+            f"in {self.folder}, and the repo was not left half changed: all of it comes in one commit, at the end. "
+            f"{sent}Missing: {', '.join(missing)}. Repeat with: {shlex.join(command)}"
         )
 
 

@@ -14,6 +14,7 @@ CARD = "README.md"
 SAMPLES = "samples.png"
 LORA = "pytorch_lora_weights.safetensors"
 INDEX = "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
 ROOT_FILES = (INDEX, "pipeline.py", LORA, CARD, SAMPLES)
 
 # The names that diffusers and transformers write, variants (`.fp16`) and shards (`-00001-of-00002`) included.
@@ -86,7 +87,8 @@ def _components(folder: Path) -> dict[str, str] | None:
 
 def _missing(folder: Path, components: dict[str, str], names: set[str]) -> list[str]:
     """What a loader would look for and not find."""
-    missing = [name for name in ("pipeline.py",) if components and name not in names]
+    needed = (SCHEDULER, "pipeline.py") if components else (SCHEDULER,)
+    missing = [name for name in needed if name not in names]
     for component, class_name in components.items():
         files = {name.split("/")[1] for name in names if name.startswith(f"{component}/")}
         if not files:

@@ -55,8 +55,8 @@ def trained(world, tmp_path_factory) -> Path:
     """The output folder of a run: the student, and beside it checkpoints, logs and validation images."""
     folder = tmp_path_factory.mktemp("run") / "my-student"
     flags = tiny_world.flags(
-        world, folder, "--report_to", "tensorboard", "--checkpointing_steps", 1, "--validation_prompts", "a handwritten one",
-        'a "quoted" seven', "--validation_steps", 2,
+        world, folder, "--report_to", "tensorboard", "--checkpointing_steps", 1, "--validation_steps", 2,
+        "--validation_prompts", "a handwritten one", 'a "quoted" seven',
     )  # fmt: skip
     train_add.main(flags)
     write_card(make_parser("").parse_args(flags), folder, FACTS, "StableDiffusionPipeline")

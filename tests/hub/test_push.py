@@ -138,14 +138,14 @@ def test_card_names_the_repo(hub, student):
 
 def test_lora_alone(hub, student, tmp_path):
     """A folder with adapter, card and samples, and nothing to make a full model of."""
-    for name in ("README.md", "add_run.json", "samples.png"):
-        (tmp_path / "lora").mkdir(exist_ok=True)
+    (tmp_path / "lora" / "scheduler").mkdir(parents=True)
+    for name in ("README.md", "add_run.json", "samples.png", "scheduler/scheduler_config.json"):
         (tmp_path / "lora" / name).write_bytes((student / name).read_bytes())
     (tmp_path / "lora" / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
     publish(tmp_path / "lora", REPO, token=WRITE)
-    assert hub.files(REPO).keys() == {"README.md", "samples.png", "pytorch_lora_weights.safetensors"}
+    weights, scheduler = "pytorch_lora_weights.safetensors", "scheduler/scheduler_config.json"
+    assert hub.files(REPO).keys() == {"README.md", "samples.png", weights, scheduler}
     card = hub.files(REPO)["README.md"].decode()
-    assert "base_model_relation: adapter" in card or "base_model" not in card
     assert "load_lora_weights" in card
     assert "custom_pipeline" not in card
 
