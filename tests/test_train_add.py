@@ -18,6 +18,7 @@ import train_add
 from pipelines import ADDPipeline
 from tests import tiny_world
 from training.checkpoint import load_checkpoint
+from training.families import Family
 
 ROOT = Path(__file__).parent.parent
 # A run of 5 iterations of 4 with 24 samples crosses no epoch; of 7, it does.
@@ -262,7 +263,8 @@ def test_refused_before_anything_is_loaded(capsys, argv, message):
     ],
 )
 def test_refused_by_the_scheduler_before_any_weight_is_loaded(world, tmp_path, extra, message, monkeypatch, capsys):
-    monkeypatch.setattr(train_add.StableDiffusion, "load", lambda *a: pytest.fail("weights were loaded"))
+    for part in ("load_unet", "load_vae", "load_text_encoders"):
+        monkeypatch.setattr(Family, part, lambda *a: pytest.fail("weights were loaded"))
     with pytest.raises(SystemExit):
         run(world, tmp_path / "out", *extra)
     assert re.search(message, capsys.readouterr().err.replace("\n", " "))

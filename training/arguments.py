@@ -1,12 +1,10 @@
 """The command line that both training scripts share.
 
 Names, meanings and defaults are those of diffusers' example scripts wherever one of them has the flag; the flags of the
-method carry their unit and source. `check_arguments` refuses what cannot work before anything is loaded.
+method carry their unit and source. What cannot work is refused in `checks.py`.
 """
 
 import argparse
-import os
-from collections.abc import Callable, Sequence
 
 from discriminator import NORMS
 from distillation.objectives import WEIGHTINGS
@@ -23,7 +21,7 @@ class ArgumentError(ValueError):
 def make_parser(description: str) -> argparse.ArgumentParser:
     """The shared parser; a script adds the flags that are its family's own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for add in (_models, _data, _method, _discriminator, _optimization, _saving, _validation, _hub, _hardware):
+    for add in (_models, _lora, _data, _method, _discriminator, _optimization, _saving, _validation, _hub, _hardware):
         add(parser)
     return parser
 
@@ -35,9 +33,27 @@ def _models(parser: argparse.ArgumentParser) -> None:
     add("--pretrained_teacher_model", required=True, help="Hub id or folder; the student starts from it.")
     add("--revision", default=None, help="Branch, tag or commit of the teacher's Hub repo.")
     add("--variant", default=None, help="Variant of the teacher's weight files, such as fp16.")
+    add("--pretrained_student_model", default=None, help="Hub id or folder the student is made of, where that is not "
+        "the teacher's: another prediction type, size or latent space (Table 1e). It keeps its own autoencoder, text "
+        "encoders and schedule; the teacher keeps its own too.")
+    add("--student_revision", default=None, help="Branch, tag or commit of the student's Hub repo.")
+    add("--student_variant", default=None, help="Variant of the student's weight files, such as fp16.")
     add("--cache_dir", default=None, help="Where downloaded models and data sets are kept.")
-    add("--student_init", choices=["teacher", "random"], default="teacher", help="Where the student starts. Random "
-        "weights collapse in the paper (Table 1c, FID 293.6); the choice exists for that comparison.")
+    add("--student_init", choices=["teacher", "random"], default="teacher", help="Where the student starts: with its "
+        "pretrained weights, the teacher's unless --pretrained_student_model is given; or with random ones, which "
+        "collapse in the paper (Table 1c, FID 293.6) and are here for that comparison.")
+
+
+def _lora(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("LoRA").add_argument
+    add("--use_lora", action="store_true", help="Train an adapter only. On the teacher's own repo the teacher is the "
+        "same UNet with the adapter off: one copy in memory.")
+    add("--lora_rank", type=int, default=64, help="Of each adapted weight's update.")
+    add("--lora_alpha", type=float, default=None, help="Scale times rank; --lora_rank where not given, a scale of 1.")
+    add("--lora_dropout", type=float, default=0.0, help="Share of the adapter's inputs that is dropped in training.")
+    add("--lora_target_modules", nargs="+", default=None, metavar="NAME", help="Ends of the names of the modules to "
+        "adapt. Default: all linear maps and convolutions of the UNet's blocks, as LCM-LoRA.")
+    add("--fuse_lora", action="store_true", help="Also write the whole pipeline with the adapter fused in.")
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
@@ -161,149 +177,14 @@ def _hardware(parser: argparse.ArgumentParser) -> None:
     add("--enable_xformers_memory_efficient_attention", action="store_true", help="xformers in the UNets (GPU only); "
         "torch's own attention otherwise.")
     add("--allow_tf32", action="store_true", help="TF32 matrix products on Ampere and later.")
+    add("--teacher_precision", choices=["fp32", "fp16", "bf16", "8bit", "4bit"], default=None, help="Of the teacher's "
+        "UNet, and of the base under --use_lora: 8bit and 4bit (NF4) are bitsandbytes'. Default: the run's.")
+    add("--decode_crop_size", type=int, default=None, help="Decode only a random square of so many pixels of each "
+        "image for the losses, the same one of the real image; a multiple of 8. Decoding is most of a step's cost.")
+    add("--pretrained_tiny_vae_model", default=None, help="An AutoencoderTiny of the student's latent space (such as "
+        "madebyollin/taesd, madebyollin/taesdxl) that decodes for the losses. The published model keeps the full one.")
+    add("--cache_dir_latents", default=None, help="Folder for latents, caption embeddings, c_text and c_img of the "
+        "whole set: computed into it once, then read from it. Needs --center_crop and no --random_flip.")
 
 
 # fmt: on
-def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what cannot work.
-
-    Raises:
-        ArgumentError: names the flag, the value and the mend.
-    """
-    for check in (_check_data, _check_numbers, _check_method, _check_discriminator, _check_output):
-        check(args)
-
-
-def _require(condition: bool, flag: str, value: object, mend: str) -> None:
-    if not condition:
-        raise ArgumentError(f"--{flag} got {value!r}: {mend}")
-
-
-def _check_data(args: argparse.Namespace) -> None:
-    if (args.dataset_name is None) == (args.train_data_dir is None):
-        raise ArgumentError(
-            f"--dataset_name got {args.dataset_name!r} and --train_data_dir got {args.train_data_dir!r}: "
-            "give exactly one of them"
-        )
-    if args.train_data_dir is not None:
-        _require(os.path.isdir(args.train_data_dir), "train_data_dir", args.train_data_dir, "this is no folder")
-    if args.streaming:
-        _require(
-            args.max_train_steps is not None,
-            "streaming",
-            True,
-            "the length of a streamed set is unknown; say how long to train with --max_train_steps",
-        )
-    _require(args.resolution % 8 == 0, "resolution", args.resolution, "give a multiple of 8, the autoencoder's factor")
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    at_least_one = (
-        "train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_train_steps", "max_train_samples",
-        "resolution", "teacher_steps", "checkpointing_steps", "checkpoints_total_limit", "validation_steps",
-        "discriminator_input_size", "max_skipped_steps", "lr_num_cycles",
-    )  # fmt: skip
-    positive = ("learning_rate", "discriminator_learning_rate", "max_grad_norm", "adam_epsilon")
-    not_negative = ("adversarial_weight", "distillation_weight", "r1_gamma", "adam_weight_decay", "lr_warmup_steps",
-                    "dataloader_num_workers", "seed")  # fmt: skip
-    fractions = ("adam_beta1", "adam_beta2", "discriminator_adam_beta1", "discriminator_adam_beta2", "ema_decay")
-    for names, holds, mend in (
-        (at_least_one, lambda v: v >= 1, "give 1 or more"),
-        (positive, lambda v: v > 0, "give a number above 0"),
-        (not_negative, lambda v: v >= 0, "give 0 or more"),
-        (fractions, lambda v: 0 <= v < 1, "give a number in [0, 1)"),
-    ):
-        for name in names:
-            value = getattr(args, name)
-            _require(value is None or holds(value), name, value, mend)
-
-
-def _check_method(args: argparse.Namespace) -> None:
-    steps = args.student_timesteps
-    _require(
-        steps == sorted(set(steps)) and steps[0] >= 0,
-        "student_timesteps",
-        steps,
-        "give rising training indices, such as 249 499 749 999",
-    )
-    probabilities = args.student_timestep_probabilities
-    if probabilities is not None:
-        _require(
-            len(probabilities) == len(steps),
-            "student_timestep_probabilities",
-            probabilities,
-            f"give one for each of the {len(steps)} --student_timesteps",
-        )
-        _require(
-            min(probabilities) >= 0 and abs(sum(probabilities) - 1) < 1e-6,
-            "student_timestep_probabilities",
-            probabilities,
-            "they must be 0 or more and sum to 1",
-        )
-    if args.adversarial_weight == 0 and args.distillation_weight == 0:
-        raise ArgumentError(
-            "--adversarial_weight got 0 and --distillation_weight got 0: nothing would be trained; "
-            "set one of them above 0 (the paper: 1 and 2.5)"
-        )
-    low, high = args.teacher_timestep_range
-    _require(0 <= low < high, "teacher_timestep_range", [low, high], "give 0 <= LOW < HIGH, such as 20 980")
-    if args.distillation_weighting == "nfsd":
-        _require(
-            args.teacher_steps == 1,
-            "teacher_steps",
-            args.teacher_steps,
-            "nfsd defines its target for one prediction; use --teacher_steps 1 or another --distillation_weighting",
-        )
-    elif args.negative_prompt is not None:
-        _require(
-            args.teacher_guidance_scale not in (None, 1.0),
-            "negative_prompt",
-            args.negative_prompt,
-            "an unguided teacher does not read it; set --teacher_guidance_scale above 1",
-        )
-
-
-def _check_discriminator(args: argparse.Namespace) -> None:
-    _require(
-        args.discriminator_feature_model != NONE,
-        "discriminator_feature_model",
-        NONE,
-        "the discriminator needs its feature network; for distillation alone set --adversarial_weight 0",
-    )
-
-
-def _check_output(args: argparse.Namespace) -> None:
-    _require(not os.path.isfile(args.output_dir), "output_dir", args.output_dir, "this is a file; name a folder")
-    if args.hub_token is not None or args.hub_model_id is not None:
-        flag = "hub_model_id" if args.hub_token is None else "hub_token"
-        value = args.hub_model_id if args.hub_token is None else "***"
-        _require(args.push_to_hub, flag, value, "add --push_to_hub, or nothing is pushed")
-    if args.hub_token is not None:
-        _require(
-            args.report_to != "wandb",
-            "hub_token",
-            "***",
-            "the command line is stored by wandb, and the token with it; use `hf auth login` instead",
-        )
-    if args.enable_xformers_memory_efficient_attention:
-        from importlib.util import find_spec
-
-        _require(
-            find_spec("xformers") is not None,
-            "enable_xformers_memory_efficient_attention",
-            True,
-            "xformers is not installed: pip install xformers, or leave the flag out for torch's own attention",
-        )
-
-
-def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, command: Callable) -> None:
-    """Parse, check and call `command(args)`. A refusal ends the program with its message alone and status 2.
-
-    argparse's own way would print the usage of seventy flags above the one line that matters.
-    """
-    args = parser.parse_args(argv)
-    try:
-        check_arguments(args)
-        command(args)
-    except ArgumentError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")

@@ -1,15 +1,19 @@
-"""From what the loader gives to what an iteration starts from: encodes captions and draws the random numbers."""
+"""From what the loader gives to what an iteration starts from: encoded images and captions, random numbers."""
 
 import argparse
 from dataclasses import dataclass
 
 import torch
 
-from discriminator import ImageCondition, TextCondition, projection_condition
-from distillation.teacher import NFSD_NEGATIVE_PROMPT, TeacherConditions
+from discriminator import projection_condition
+from distillation.latents import LatentSpace, Window
+from distillation.student import Condition
+from distillation.teacher import TeacherConditions
 
-from .draws import DrawSettings, draw
-from .setup import Family, guidance_scale
+from .draws import DrawSettings, draw, draw_crop, draw_window
+from .embeddings import Embeddings
+from .families import Family
+from .resolve import guiding_prompts
 from .step import Batch
 
 
@@ -18,48 +22,55 @@ class BatchMaker:
     """Makes a `Batch` of a collated sample list, on `device`.
 
     Attributes:
-        family: encodes captions for student and teacher.
-        text, image: encoders of c_text and c_img, or None where that condition is off.
+        student, teacher: whose encoders turn captions into conditions; one and the same unless the teacher is another
+            model.
+        embeddings: of images and captions, computed or read from the cache.
         last_timestep: s at which c_img is zeroed, or None to keep it everywhere.
     """
 
     args: argparse.Namespace
-    family: Family
+    student: Family
+    teacher: Family
+    latents: LatentSpace
+    embeddings: Embeddings
     settings: DrawSettings
-    text: TextCondition | None
-    image: ImageCondition | None
     last_timestep: int | None
     device: torch.device
 
     @torch.no_grad()
-    def __call__(self, loaded: dict, crop: tuple[float, float, float]) -> Batch:
+    def __call__(self, loaded: dict, iteration: int) -> Batch:
         """`loaded` is what `training.data.collate` returns."""
+        args, seed = self.args, self.settings.seed
         x0 = loaded["pixels"].to(self.device, non_blocking=True)
-        captions = loaded["captions"]
+        captions, ids = loaded["captions"], loaded["sample_ids"]
         sizes = {k: loaded[k].to(self.device) for k in ("original_size", "crop_top_left", "target_size")}
-        factor = 2 ** (len(self.family.vae.config.block_out_channels) - 1)
-        latent_shape = (self.family.vae.config.latent_channels, x0.shape[2] // factor, x0.shape[3] // factor)
-        draws = draw(self.settings, loaded["positions"].tolist(), latent_shape).to(self.device)
-        condition = self.family.condition(captions, sizes)
+        z0 = self.embeddings.latents(x0, ids)
+        draws = draw(self.settings, loaded["positions"].tolist(), z0[0].shape[1:]).to(self.device)
         c = None
-        if self.args.adversarial_weight > 0:
+        if args.adversarial_weight > 0:
             known = None if self.last_timestep is None else draws.s != self.last_timestep
-            c = projection_condition(
-                self.text(captions) if self.text is not None else None,
-                self.image(x0) if self.image is not None else None,
-                known,
-            )
-        return Batch(x0, condition, self._teacher_conditions(condition, len(captions), sizes), c, draws, crop)
+            c_text, c_img = self.embeddings.c_text(captions), self.embeddings.c_img(x0, ids)
+            c = projection_condition(c_text, c_img, known)
+        window = None
+        if args.decode_crop_size is not None:
+            size = args.decode_crop_size // self.latents.factor
+            window = Window.draw(z0[0].shape[2:], size, draw_window(seed, iteration))
+        return Batch(
+            x0=x0,
+            z0=z0,
+            condition=self._condition(self.student, captions, sizes),
+            teacher_conditions=self._teacher_conditions(captions, sizes),
+            c=c,
+            draws=draws,
+            crop=draw_crop(seed, iteration),
+            window=window,
+        )
 
-    def _teacher_conditions(self, caption, count: int, sizes: dict) -> TeacherConditions | None:
-        """The prompts this run's target needs, no others: each costs the teacher a forward."""
-        args = self.args
-        if args.distillation_weight == 0:
+    def _condition(self, family: Family, captions: list[str], sizes: dict) -> Condition:
+        return family.condition(self.embeddings.captions(family, captions), sizes)
+
+    def _teacher_conditions(self, captions: list[str], sizes: dict) -> TeacherConditions | None:
+        if self.args.distillation_weight == 0:
             return None
-        if args.distillation_weighting == "nfsd":
-            negative = NFSD_NEGATIVE_PROMPT if args.negative_prompt is None else args.negative_prompt
-            empty, negative = (self.family.condition([prompt] * count, sizes) for prompt in ("", negative))
-            return TeacherConditions(caption, empty, negative)
-        if guidance_scale(args) == 1.0:
-            return TeacherConditions(caption)
-        return TeacherConditions(caption, self.family.condition([args.negative_prompt or ""] * count, sizes))
+        prompts = [captions, *([prompt] * len(captions) for prompt in guiding_prompts(self.args))]
+        return TeacherConditions(*(self._condition(self.teacher, each, sizes) for each in prompts))

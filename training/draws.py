@@ -88,3 +88,10 @@ def draw_crop(seed: int, iteration: int) -> tuple[float, float, float]:
     generator = torch.Generator().manual_seed(derive_seed(seed, iteration, 1))
     coin, top, left = torch.rand(3, generator=generator).tolist()
     return coin, top, left
+
+
+def draw_window(seed: int, iteration: int) -> tuple[float, float]:
+    """Two numbers in [0, 1) for the window that is decoded, shared like the crop."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, iteration, 3))
+    top, left = torch.rand(2, generator=generator).tolist()
+    return top, left

@@ -18,11 +18,14 @@ from tqdm.auto import tqdm
 
 from pipelines import student_scheduler
 
-from . import setup
+from . import networks, resolve, setup
 from .batches import BatchMaker
+from .cache import open_cache
 from .checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from .data import load_image_text_dataset, make_dataloader
-from .draws import draw_crop
+from .embeddings import Embeddings, OnlineEmbeddings
+from .families import Family
+from .lora import fuse_lora, save_lora
 from .metrics import Metrics
 from .optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
 from .publish import push_published, save_published
@@ -78,12 +81,19 @@ def iterate(
 
 
 class Trainer:
-    """A run's parts, made once, and the loop over them."""
+    """A run's parts, made once, and the loop over them.
 
-    def __init__(self, family: setup.Family, args: argparse.Namespace):
-        self.args, self.family = args, family
+    Args:
+        student, teacher: opened, not yet loaded; one object where one repo is both.
+    """
+
+    def __init__(self, student: Family, teacher: Family, args: argparse.Namespace):
+        self.args, self.student_family, self.teacher_family = args, student, teacher
+        # Everything that can be refused is refused before any weight is loaded.
+        self.schedules = resolve.make_schedules(args, student.scheduler, teacher.scheduler)
+        if args.distillation_weight > 0 and student.scaling_factor != teacher.scaling_factor:
+            networks.check_other_latent_space(args)
         self.accelerator = setup.make_accelerator(args)
-        self.schedules = setup.make_schedules(args, family.scheduler)  # refuses before any weight is loaded
         resume_from = self._checkpoint_to_resume()
         self.seed = self._choose_seed(resume_from)
         self._load_data()
@@ -135,28 +145,47 @@ class Trainer:
             self.total_steps = max(1, args.num_train_epochs * self.num_samples // self.global_batch)
 
     def _load_networks(self) -> None:
-        args, accelerator, family = self.args, self.accelerator, self.family
-        dtype, device = setup.frozen_dtype(accelerator), accelerator.device
+        args, accelerator = self.args, self.accelerator
+        student, teacher = self.student_family, self.teacher_family
+        dtype, device = resolve.frozen_dtype(accelerator), accelerator.device
         set_seed(derive_seed(self.seed) % 2**32)  # initial weights: alike at every process
-        family.load(dtype, device)
-        student = setup.make_student(args, family)
-        discriminator = text = image = None
+        self.networks = networks.load_diffusers(args, student, teacher, dtype, device)
+        self.embeddings = self._make_embeddings(dtype, device)
+        discriminator = None
         if args.adversarial_weight > 0:
-            discriminator, text, image = setup.make_discriminator(args, device, dtype)
+            discriminator = networks.make_discriminator(args, device, dtype, self.embeddings.condition_dim)
         heads = None if discriminator is None else discriminator.heads
-        ema = EMAModel(student.parameters(), decay=args.ema_decay, foreach=True) if args.use_ema else None
+        unet = self.networks.student
+        trainable = [p for p in unet.parameters() if p.requires_grad]
+        ema = EMAModel(trainable, decay=args.ema_decay, foreach=True) if args.use_ema else None
         scale = self.global_batch if args.scale_lr else 1
-        updaters = {"student": self._updater(student_optimizer(student.parameters(), args, scale))}
+        updaters = {"student": self._updater(student_optimizer(trainable, args, scale))}
         if heads is not None:
             updaters["discriminator"] = self._updater(discriminator_optimizer(heads.parameters(), args, scale))
-        self.state = RunState(student, heads, updaters, ema, self.seed)
-        prepared = accelerator.prepare_model(student)
-        self.step = setup.make_step(args, family, prepared, discriminator, self.schedules, accelerator)
-        keep_image = args.condition_image_at_last_timestep
+        self.state = RunState(unet, heads, updaters, ema, self.seed)
+        prepared = accelerator.prepare_model(unet)
+        self.step = networks.make_step(args, self.networks, prepared, discriminator, self.schedules, accelerator)
         self.make_batch = BatchMaker(
-            args, family, setup.draw_settings(args, self.seed), text, image,
-            None if keep_image else len(self.schedules[0]) - 1, device,
+            args, student, teacher, self.networks.latents, self.embeddings, resolve.draw_settings(args, self.seed),
+            None if args.condition_image_at_last_timestep else len(self.schedules[0]) - 1, device,
         )  # fmt: skip
+
+    def _make_embeddings(self, dtype: torch.dtype, device: torch.device) -> Embeddings:
+        """The encoders, or the cache in their place."""
+        args, student, teacher = self.args, self.student_family, self.teacher_family
+
+        def encoders() -> OnlineEmbeddings:
+            return OnlineEmbeddings(self.networks.latents, *networks.load_conditions(args, device, dtype))
+
+        if args.cache_dir_latents is None:
+            return encoders()
+        families = {"student": student} | ({} if teacher is student else {"teacher": teacher})
+        embeddings = open_cache(
+            args, self.accelerator, self.rows, self.reader, families, resolve.guiding_prompts(args), encoders
+        )
+        for family in families.values():
+            family.move_text_encoders(torch.device("cpu"))
+        return embeddings
 
     def _updater(self, optimizer: torch.optim.Optimizer) -> Updater:
         schedule = learning_rate_schedule(optimizer, self.args, self.total_steps)
@@ -169,9 +198,10 @@ class Trainer:
             self.args,
             self.accelerator,
             {
-                "prediction_type": self.schedules[1].prediction_type,
-                "zero_snr": setup.zero_snr_mode(self.args, self.schedules[0].prediction_type),
-                "student_parameters": sum(p.numel() for p in self.state.student.parameters() if p.requires_grad),
+                "teacher_prediction": self.schedules[1].prediction_type,
+                "student_prediction": self.schedules[0].prediction_type,
+                "zero_snr": resolve.zero_snr_mode(self.args, self.schedules[0].prediction_type),
+                "student_parameters": sum(p.numel() for p in self.state.trainable().values()),
                 "head_parameters": sum(p.numel() for p in discriminator.heads.parameters()) if discriminator else 0,
                 "num_taps": discriminator.feature_network.num_taps if discriminator else 0,
                 "input_size": discriminator.feature_network.input_size if discriminator else 0,
@@ -218,11 +248,10 @@ class Trainer:
         state = self.state
         # Dropout of an adapter is the one thing that draws from the global state.
         set_seed(derive_seed(self.seed, state.step, self.accelerator.process_index, 2) % 2**32)
-        crop = draw_crop(self.seed, state.step)
-        batches = [self.make_batch(loaded, crop) for loaded in window]
+        batches = [self.make_batch(loaded, state.step) for loaded in window]
         values, skipped = iterate(self.step, batches, self.state.updaters, self.accelerator)
         if state.ema is not None:
-            state.ema.step(state.student.parameters())
+            state.ema.step(state.trainable().values())
         self.metrics.add(values)
         self.metrics.skip(skipped)
         self.recent_ids.append([int(i) for loaded in window for i in loaded["sample_ids"]])
@@ -257,18 +286,22 @@ class Trainer:
             )
 
     def _scheduler(self):
+        prediction_type = self.schedules[0].prediction_type
         return student_scheduler(
-            self.family.scheduler.config,
-            self.schedules[0].prediction_type,
+            self.student_family.scheduler.config,
+            prediction_type,
             self.args.student_timesteps,
-            rescale_betas_zero_snr=setup.zero_snr_mode(self.args, self.schedules[0].prediction_type) == "rescale",
+            rescale_betas_zero_snr=resolve.zero_snr_mode(self.args, prediction_type) == "rescale",
         )
 
     def _validate(self) -> None:
         if self.accelerator.is_main_process:
+            self.student_family.move_text_encoders(self.accelerator.device)
             with averaged(self.state.student, self.state.ema) as student:
-                pipeline = self.family.pipeline(student, self._scheduler())
+                pipeline = self.student_family.pipeline(student, self._scheduler())
                 path = validate(self.accelerator, pipeline, self.args, self.seed, self.state.step)
+            if self.args.cache_dir_latents is not None:
+                self.student_family.move_text_encoders(torch.device("cpu"))
             logger.info("Samples at iteration %d: %s", self.state.step, path)
         self.accelerator.wait_for_everyone()
 
@@ -283,15 +316,30 @@ class Trainer:
         accelerator, args = self.accelerator, self.args
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            if setup.frozen_dtype(accelerator) != torch.float32:
-                # The frozen parts ran in half precision; what is published keeps the precision they came in.
-                self.family.load(torch.float32, torch.device("cpu"))
-            with averaged(self.state.student, self.state.ema) as student:
-                save_published(self.family.pipeline(student, self._scheduler()), args.output_dir)
+            self._publish()
             logger.info("Saved the student to %s", Path(args.output_dir).resolve())
             if args.push_to_hub:
                 push_published(args)
         accelerator.end_training()
+
+    def _publish(self) -> None:
+        """Write the published layout. Frozen parts that ran in another precision are loaded again as they came."""
+        args, family = self.args, self.student_family
+        with averaged(self.state.student, self.state.ema) as student:
+            if args.use_lora:
+                save_lora(student, family.pipeline_class, args.output_dir)
+                self._scheduler().save_pretrained(Path(args.output_dir, "scheduler"))
+            if args.use_lora and not args.fuse_lora:
+                return
+            cpu = torch.device("cpu")
+            if resolve.frozen_dtype(self.accelerator) != torch.float32:
+                family.load_text_encoders(torch.float32, cpu)
+                family.load_vae(torch.float32, cpu)
+            unet = family.load_unet(torch.float32, cpu) if args.use_lora else student
+            pipeline = family.pipeline(unet, self._scheduler())
+            if args.use_lora:
+                fuse_lora(pipeline, args.output_dir)
+            save_published(pipeline, args.output_dir)
 
 
 def _windows(loader: Iterator[dict], size: int) -> Iterator[list[dict]]:
@@ -305,6 +353,6 @@ def _tracker_config(args: argparse.Namespace) -> dict:
     return {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(args).items() if k != "hub_token"}
 
 
-def train(family: setup.Family, args: argparse.Namespace) -> None:
-    """Train a student of `family` as `args` says; the result is in `args.output_dir`."""
-    Trainer(family, args).run()
+def train(student: Family, teacher: Family, args: argparse.Namespace) -> None:
+    """Train a student of the family `student` as `args` says; the result is in `args.output_dir`."""
+    Trainer(student, teacher, args).run()

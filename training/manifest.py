@@ -52,7 +52,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_manifest(folder: Path) -> None:
     """Describe every file of `folder`. All of them must have been synced."""
-    entries = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in folder.iterdir()}
+    entries = {p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in folder.iterdir()}
     write_text(folder / MANIFEST, to_json(entries))
     sync(folder)
 
@@ -71,7 +71,7 @@ def verify_manifest(folder: Path, hashes: bool = True) -> list[str]:
     for name, entry in entries.items():
         path = folder / name
         try:
-            size, digest = path.stat().st_size, _sha256(path) if hashes else entry["sha256"]
+            size, digest = path.stat().st_size, file_sha256(path) if hashes else entry["sha256"]
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         if size != entry["bytes"]:
@@ -96,7 +96,8 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file of any size."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):

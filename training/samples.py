@@ -73,11 +73,16 @@ def choose_caption(cell: Any, generator: torch.Generator) -> str:
     Raises:
         UnusableSample: there is none.
     """
-    options = [cell] if isinstance(cell, str) else cell if isinstance(cell, Sequence) else []
-    options = [option for option in options if isinstance(option, str) and option.strip()]
+    options = caption_options(cell)
     if not options:
         raise UnusableSample(f"no caption: the column holds {cell!r:.60}")
     return options[int(torch.randint(len(options), (), generator=generator))] if len(options) > 1 else options[0]
+
+
+def caption_options(cell: Any) -> list[str]:
+    """The captions a cell offers: a string, or a list's strings, without blank ones."""
+    options = [cell] if isinstance(cell, str) else cell if isinstance(cell, Sequence) else []
+    return [option for option in options if isinstance(option, str) and option.strip()]
 
 
 def _name_of(cell: Any) -> str:

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 
+import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ from .optimizer_state import load_optimizer_tensors, optimizer_tensors
 
 # Changing one of these in mid-run would train something else from the checkpoint on.
 FIXED_ARGUMENTS = (
-    "pretrained_teacher_model", "revision", "dataset_name", "dataset_config_name", "train_data_dir",
+    "pretrained_teacher_model", "revision", "pretrained_student_model", "student_revision",
+    "use_lora", "lora_rank", "lora_alpha", "lora_target_modules", "pretrained_tiny_vae_model", "decode_crop_size",
+    "dataset_name", "dataset_config_name", "train_data_dir",
     "max_train_samples", "streaming", "resolution", "student_timesteps", "zero_terminal_snr",
     "adversarial_weight", "distillation_weight", "distillation_weighting", "distillation_space",
     "discriminator_feature_model", "discriminator_text_model", "discriminator_image_model",
@@ -35,7 +38,7 @@ class RunState:
     Attributes:
         student, heads: unwrapped trainable networks (heads None for distillation alone).
         updaters: by the network's name, "student" and "discriminator".
-        ema: the student's average, or None.
+        ema: the average of the student's trainable parameters, or None.
         seed: of the run.
         step: iterations done.
         position: samples consumed from the stream, over all processes.
@@ -53,16 +56,19 @@ class RunState:
     skipped: int = 0
     replaced: int = 0
 
-    def networks(self) -> dict[str, nn.Module]:
-        """The trainable networks by name."""
-        return {"student": self.student} | ({} if self.heads is None else {"discriminator": self.heads})
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The student's trainable parameters by name: all of them, or the adapter's. What a checkpoint keeps."""
+        return {name: p for name, p in self.student.named_parameters() if p.requires_grad}
 
     def save(self, args: argparse.Namespace, accelerator: Accelerator) -> tuple[dict[str, dict[str, Tensor]], dict]:
         """Tensors in named groups, and the rest as JSON: what `save_checkpoint` takes.
 
         No random states: every number of an iteration is a function of the seed and the stream position.
         """
-        tensors = {name: network.state_dict() for name, network in self.networks().items()}
+        trainable = self.trainable()
+        tensors = {"student": {name: p.detach() for name, p in trainable.items()}}
+        if self.heads is not None:
+            tensors["discriminator"] = self.heads.state_dict()
         state = {
             "step": self.step,
             "position": self.position,
@@ -76,8 +82,7 @@ class RunState:
             tensors[f"{name}_optimizer"], state[f"{name}_optimizer"] = optimizer_tensors(updater.optimizer.optimizer)
             state[f"{name}_schedule"] = updater.schedule.state_dict()
         if self.ema is not None:
-            names = [name for name, _ in self.student.named_parameters()]
-            tensors["student_ema"] = dict(zip(names, self.ema.shadow_params))
+            tensors["student_ema"] = dict(zip(trainable, self.ema.shadow_params))
             state["ema_step"] = self.ema.optimization_step
         return tensors, state
 
@@ -95,16 +100,18 @@ class RunState:
                 f"--resume_from_checkpoint got {checkpoint.path.name}, which was trained with other options: "
                 f"{difference}. Use the same ones, or start afresh in another --output_dir"
             )
-        for name, network in self.networks().items():
-            network.load_state_dict(tensors[name])
+        with torch.no_grad():
+            for name, parameter in self.trainable().items():
+                parameter.copy_(tensors["student"][name])
+        if self.heads is not None:
+            self.heads.load_state_dict(tensors["discriminator"])
         for name, updater in self.updaters.items():
             optimizer = updater.optimizer.optimizer
             load_optimizer_tensors(optimizer, tensors[f"{name}_optimizer"], state[f"{name}_optimizer"])
             updater.schedule.load_state_dict(state[f"{name}_schedule"])
         if self.ema is not None:
-            saved = tensors["student_ema"]
-            for (name, _), shadow in zip(self.student.named_parameters(), self.ema.shadow_params):
-                shadow.copy_(saved[name])
+            for name, shadow in zip(self.trainable(), self.ema.shadow_params):
+                shadow.copy_(tensors["student_ema"][name])
             self.ema.optimization_step = state["ema_step"]
         if accelerator.scaler is not None and state["scaler"] is not None:
             accelerator.scaler.load_state_dict(state["scaler"])

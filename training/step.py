@@ -1,6 +1,7 @@
 """One iteration of ADD in the paper's names. This file only computes losses; `training.loop` owns every update.
 
 Shapes: B samples, images `(B, 3, H, W)` in [-1, 1], latents `(B, 4, H/8, W/8)`, features of K taps `(B, C, N)`.
+Where only a window of each image is decoded, P is its side and images are `(B, 3, P, P)`; else P stands for H and W.
 """
 
 from collections.abc import Callable, Iterator
@@ -8,10 +9,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from discriminator import Discriminator
+from distillation.latents import LatentSpace, Window
 from distillation.objectives import (
     distillation_loss,
     distillation_weight,
@@ -32,24 +33,30 @@ class Batch:
 
     Attributes:
         x0: `(B, 3, H, W)` real images in [-1, 1].
+        z0: mean and standard deviation `(B, 4, H/8, W/8)` of their latents.
         condition: the captions as the student's UNet takes them.
         teacher_conditions: the captions as the teacher takes them; None without distillation.
         c: `(B, D)` the discriminator's condition, or None.
         draws: every random number of these samples.
         crop: three numbers in [0, 1) that the whole global batch shares, for the discriminator's crop.
+        window: the part of the images that is decoded and judged, the same one in the whole global batch; None for
+            all of them.
     """
 
     x0: Tensor
+    z0: tuple[Tensor, Tensor]
     condition: Condition
     teacher_conditions: TeacherConditions | None
     c: Tensor | None
     draws: Draws
     crop: tuple[float, float, float]
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
 class StudentSample:
-    """x^_theta: latent, pixels (None where no loss needs them) and F_k of the pixels (None without discriminator)."""
+    """x^_theta: latent, pixels `(B, 3, P, P)` (None where no loss needs them) and F_k of the pixels (None without
+    discriminator)."""
 
     z: Tensor
     x: Tensor | None
@@ -77,8 +84,9 @@ class ADDStep:
     Attributes:
         student: the trainable UNet (wrapped for distribution).
         schedule: the student's, see `distillation.student`.
-        vae: frozen; decodes once an iteration.
+        latents: the student's latent space; decodes once an iteration.
         teacher: x^_psi, or None for adversarial training alone.
+        teacher_latents: the teacher's latent space where it is another one than the student's (Table 1e), else None.
         discriminator: frozen F with its heads, or None for distillation alone.
         heads: the trainable heads of `discriminator` (wrapped for distribution), or None.
         autocast: makes the context of mixed precision.
@@ -86,8 +94,9 @@ class ADDStep:
 
     student: nn.Module
     schedule: NoiseSchedule
-    vae: AutoencoderKL
+    latents: LatentSpace
     teacher: Teacher | None
+    teacher_latents: LatentSpace | None
     discriminator: Discriminator | None
     heads: nn.Module | None
     adversarial_weight: float = 1.0
@@ -97,31 +106,16 @@ class ADDStep:
     r1_gamma: float = 1e-5
     autocast: Callable[[], AbstractContextManager] = nullcontext
 
-    def encode(self, x0: Tensor, noise: Tensor) -> Tensor:
-        """z0: a sample of the encoder's posterior, scaled to about unit variance. No gradient."""
-        with torch.no_grad(), self.autocast():
-            posterior = self.vae.encode(x0.to(self.vae.dtype)).latent_dist
-            z0 = posterior.mean.float() + posterior.std.float() * noise
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        return (z0 - shift) * self.vae.config.scaling_factor
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Latents to images; differentiable with respect to z."""
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        with self.autocast():
-            return self.vae.decode((z / self.vae.config.scaling_factor + shift).to(self.vae.dtype)).sample.float()
-
     def sample(self, batch: Batch) -> StudentSample:
         """x^_theta(x_s, s) for one forward of the student and one decoding, shared by the D and the G step."""
-        draws = batch.draws
-        z0 = self.encode(batch.x0, draws.vae)
-        x_s = diffuse_student(self.schedule, z0, draws.eps, draws.s)
+        draws, (mean, std) = batch.draws, batch.z0
+        x_s = diffuse_student(self.schedule, mean + std * draws.vae, draws.eps, draws.s)
         with self.autocast():
             z = student_sample(self.student, self.schedule, x_s, draws.s, batch.condition)
         needs_pixels = self.discriminator is not None or (
             self.teacher is not None and self.distillation_space == "pixel"
         )
-        x = self.decode(z) if needs_pixels else None
+        x = self.latents.decode(z, batch.window) if needs_pixels else None
         return StudentSample(z, x, None if self.discriminator is None else self.features(x, draws.augment_fake, batch))
 
     def features(self, images: Tensor, augment: Tensor, batch: Batch) -> tuple[Tensor, ...]:
@@ -131,8 +125,9 @@ class ADDStep:
 
     def discriminator_losses(self, batch: Batch, sample: StudentSample) -> dict[str, Tensor]:
         """Eq. 3: hinge on the real images against the detached sample, plus gamma R1. `total` is to be minimized."""
+        x0 = batch.x0 if batch.window is None else batch.window.of_pixels(batch.x0, self.latents.factor)
         with torch.no_grad():
-            real = self.features(batch.x0, batch.draws.augment_real, batch)
+            real = self.features(x0, batch.draws.augment_real, batch)
         # Leaves, so that R1's gradient ends at the heads' inputs and F needs no double backward.
         real = tuple(f.requires_grad_(self.r1_gamma > 0) for f in real)
         logits_real = self.heads(real, batch.c)
@@ -162,14 +157,15 @@ class ADDStep:
         return {"total": total, "loss/student": total, **losses}
 
     def distillation(self, batch: Batch, sample: StudentSample) -> Tensor:
-        """Eq. 4, before lambda."""
+        """Eq. 4, before lambda. A teacher in another latent space sees the student's pixels through its own encoder."""
         t, eps = batch.draws.t, batch.draws.eps_teacher
         make_target = self.teacher.nfsd_target if self.distillation_weighting == "nfsd" else self.teacher.target
+        z = sample.z if self.teacher_latents is None else self.teacher_latents.moments(sample.x)[0]
         with self.autocast():
-            target = make_target(sample.z, eps, t, batch.teacher_conditions)
+            target = make_target(z, eps, t, batch.teacher_conditions)
         weight = distillation_weight(self.teacher.schedule, t, self.distillation_weighting)
         if self.distillation_space == "latent":
             return distillation_loss(sample.z, target, weight)
         with torch.no_grad():
-            target = self.decode(target)
+            target = (self.teacher_latents or self.latents).decode(target, batch.window)
         return distillation_loss(sample.x, target, weight)

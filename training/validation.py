@@ -20,16 +20,16 @@ VALIDATION_STEPS = (1, 2, 4)
 @contextmanager
 def averaged(student: nn.Module, ema: EMAModel | None) -> Iterator[nn.Module]:
     """`student` with its average's weights, in eval mode; afterwards as it was."""
-    training = student.training
+    training, trainable = student.training, [p for p in student.parameters() if p.requires_grad]
     student.eval()
     if ema is not None:
-        ema.store(student.parameters())
-        ema.copy_to(student.parameters())
+        ema.store(trainable)
+        ema.copy_to(trainable)
     try:
         yield student
     finally:
         if ema is not None:
-            ema.restore(student.parameters())
+            ema.restore(trainable)
         student.train(training)
 
 

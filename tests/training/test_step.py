@@ -6,22 +6,23 @@ from itertools import islice
 import pytest
 import torch
 
-import train_add
 from tests import tiny_world
+from training.arguments import make_parser
 from training.data import make_dataloader
+from training.families import StableDiffusion, open_families
 from training.loop import Trainer, iterate
 from training.step import frozen
 
 
 def make_trainer(world, tmp_path, *extra):
     argv = tiny_world.flags(world, tmp_path / "out", *extra)
-    args = train_add.make_parser("test").parse_args(argv)
-    return Trainer(train_add.StableDiffusion(args.pretrained_teacher_model), args)
+    args = make_parser("test").parse_args(argv)
+    return Trainer(*open_families(args, StableDiffusion), args)
 
 
 def make_batches(trainer, batch_size=4, count=1):
     loader = make_dataloader(trainer.rows, trainer.reader, batch_size=batch_size)
-    return [trainer.make_batch(loaded, (0.9, 0.5, 0.5)) for loaded in islice(loader, count)]
+    return [trainer.make_batch(loaded, 0) for loaded in islice(loader, count)]
 
 
 def digest(module):
@@ -52,7 +53,11 @@ def test_adversarial_gradient_reaches_the_student_through_decoder_and_vit(predic
     missing = [n for n, p in trainer.state.student.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     # attn keys see one softmax row each at initialization; every convolution must be reached
     assert [n for n in missing if "conv" in n] == []
-    for network in (trainer.family.vae, trainer.step.discriminator.feature_network, trainer.family.text_encoder):
+    for network in (
+        trainer.student_family.vae,
+        trainer.step.discriminator.feature_network,
+        trainer.student_family.text_encoder,
+    ):
         assert all(p.grad is None for p in network.parameters())
 
 
@@ -102,9 +107,9 @@ def test_frozen_restores_only_what_it_froze():
 def test_teacher_and_feature_network_never_change_and_both_players_do(world, tmp_path):
     trainer = make_trainer(world, tmp_path)
     still = [
-        trainer.family.unet,
-        trainer.family.vae,
-        trainer.family.text_encoder,
+        trainer.networks.teacher,
+        trainer.student_family.vae,
+        trainer.student_family.text_encoder,
         trainer.step.discriminator.feature_network,
     ]
     moving = [trainer.state.student, trainer.state.heads]
@@ -122,8 +127,8 @@ def test_one_forward_one_decode_an_iteration(world, tmp_path):
     calls = {"student": 0, "teacher": 0, "decoder": 0}
     for name, module in (
         ("student", trainer.state.student),
-        ("teacher", trainer.family.unet),
-        ("decoder", trainer.family.vae.decoder),
+        ("teacher", trainer.networks.teacher),
+        ("decoder", trainer.student_family.vae.decoder),
     ):
         module.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
     iterate(trainer.step, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
@@ -188,13 +193,13 @@ def test_image_condition_is_dropped_where_the_student_sees_noise(world, tmp_path
 
 
 def test_non_finite_loss_reaches_no_weight(world, tmp_path):
-    """A NaN planted in an image: both updates are skipped, weights and moments stay as they were."""
+    """A NaN planted in an image and in the student's noise: both updates are skipped, weights and moments stay."""
     trainer = make_trainer(world, tmp_path)
     good, bad = make_batches(trainer, count=2)
     iterate(trainer.step, [good], trainer.state.updaters, trainer.accelerator)
     before = [digest(trainer.state.student), digest(trainer.step.discriminator.heads)]
     parameters = [p.detach().clone() for p in trainer.state.heads.parameters()]
-    bad.x0[0, 0, 0, 0] = float("nan")
+    bad.x0[0, 0, 0, 0] = bad.draws.eps[0, 0, 0, 0] = float("nan")
     _, skipped = iterate(trainer.step, [bad], trainer.state.updaters, trainer.accelerator)
     assert skipped == 1
     assert digest(trainer.state.student) == before[0]

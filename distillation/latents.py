@@ -1,0 +1,100 @@
+"""A latent space: the autoencoder around it, its scaling, and decoding no more of an image than a loss will see."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor
+
+# Latents decoded around a window and thrown away, so that pixels at its border have seen what surrounds them. Each
+# costs as much as a latent inside; the decoder's attention and group norms see the whole image, so no finite number
+# makes the crop equal to the full decode.
+HALO = 4
+
+
+@dataclass(frozen=True)
+class Window:
+    """A square of a latent grid: `top` and `left` corner and `size`, in latents."""
+
+    top: int
+    left: int
+    size: int
+
+    @classmethod
+    def draw(cls, grid: tuple[int, int], size: int, uniform: tuple[float, float]) -> "Window":
+        """The window of `size` in a `grid` of (H, W) latents that two numbers in [0, 1) choose, evenly over places."""
+        top, left = (int(u * (side - size + 1)) for u, side in zip(uniform, grid))
+        return cls(top, left, size)
+
+    def of_pixels(self, images: Tensor, factor: int) -> Tensor:
+        """The window's part of images `(B, C, H, W)` whose sides are `factor` times the grid's."""
+        rows = slice(self.top * factor, (self.top + self.size) * factor)
+        columns = slice(self.left * factor, (self.left + self.size) * factor)
+        return images[..., rows, columns]
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """Images `(B, 3, H, W)` in [-1, 1] to latents `(B, C, H/f, W/f)` of about unit variance, and back.
+
+    The frozen autoencoder runs in its own precision, never in the run's: SDXL's overflows in fp16.
+
+    Attributes:
+        vae: frozen; encodes, and decodes unless there is a `decoder`.
+        decoder: a small stand-in for the decoder of the same space (TAESD), or None.
+    """
+
+    vae: AutoencoderKL
+    decoder: AutoencoderTiny | None = None
+
+    @property
+    def factor(self) -> int:
+        """f, pixels a latent."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the posterior of `x`, scaled as latents are. float32, no gradient."""
+        with torch.autocast(x.device.type, enabled=False):
+            posterior = self.vae.encode(x.to(self.vae.dtype)).latent_dist
+        scale = self.vae.config.scaling_factor
+        return (posterior.mean.float() - self._shift(self.vae)) * scale, posterior.std.float() * scale
+
+    def decode(self, z: Tensor, window: Window | None = None) -> Tensor:
+        """Latents to images, float32, differentiable with respect to z.
+
+        Args:
+            window: decode this part only, `(B, 3, f * size, f * size)`, with a halo where the image goes on.
+        """
+        if window is None:
+            return self._decode(z)
+        top, left = max(0, window.top - HALO), max(0, window.left - HALO)
+        bottom, right = window.top + window.size + HALO, window.left + window.size + HALO
+        images = self._decode(z[..., top:bottom, left:right])
+        return Window(window.top - top, window.left - left, window.size).of_pixels(images, self.factor)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        decoder = self.decoder or self.vae
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float() / decoder.config.scaling_factor + self._shift(decoder)
+            return decoder.decode(z.to(decoder.dtype)).sample.float()
+
+    @staticmethod
+    def _shift(vae: AutoencoderKL | AutoencoderTiny) -> float:
+        return getattr(vae.config, "shift_factor", None) or 0.0
+
+    def is_same_space(self, other: "LatentSpace") -> bool:
+        """Whether latents of one mean the same in the other: equal encoders and scaling.
+
+        Decoders may differ: Stable Diffusion's later autoencoders are fine-tuned decoders of the first one's space.
+        """
+        a, b = self.vae, other.vae
+        if a is b:
+            return True
+        if (a.config.scaling_factor, self._shift(a)) != (b.config.scaling_factor, self._shift(b)):
+            return False
+        mine, theirs = a.encoder.state_dict(), b.encoder.state_dict()
+        return mine.keys() == theirs.keys() and all(
+            w.shape == theirs[name].shape and torch.allclose(w.float(), theirs[name].float(), rtol=1e-2, atol=1e-3)
+            for name, w in mine.items()
+        )

@@ -1,0 +1,33 @@
+#!/usr/bin/env python
+"""Distil SDXL into a student that samples in 1 to 4 steps (ADD, 2311.17042).
+
+What is SDXL's own stands in `training/families/stable_diffusion_xl.py`, the loop and its flags in `training/`.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from training.arguments import make_parser
+from training.command import run_command
+from training.families import StableDiffusionXL
+
+
+def make_sdxl_parser() -> argparse.ArgumentParser:
+    """The shared flags, and SDXL's own."""
+    parser = make_parser(__doc__.split("\n")[0])
+    parser.add_argument_group("SDXL").add_argument(
+        "--pretrained_vae_model_name_or_path",
+        default=None,
+        help="Autoencoder in place of the student's own, such as madebyollin/sdxl-vae-fp16-fix; it is published with "
+        "the student. SDXL's own overflows in fp16, where it is run in bf16 or fp32 instead.",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    run_command(make_sdxl_parser(), argv, StableDiffusionXL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What Stable Diffusion and SDXL have in common as repositories: where their parts lie and how they are loaded."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTokenizer, PreTrainedModel
+
+from distillation.student import Condition
+
+
+class Family:
+    """A text-to-image repo in diffusers' layout: its scheduler's config at once, its weights part by part.
+
+    The parts load apart, because a run needs them apart: a teacher in the student's latent space needs no autoencoder
+    of its own, cached captions no text encoder. Everything loaded is frozen and in eval mode.
+
+    Attributes:
+        scheduler: for its betas and prediction type only.
+        vae, unet: after `load_vae` and `load_unet`.
+    """
+
+    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    stock_class: ClassVar[str]  # of model_index.json
+    script: ClassVar[str]  # that trains students of this family
+    text_encoders: ClassVar[dict[str, type[PreTrainedModel]]]  # subfolder: class
+    tokenizers: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        name: str,
+        revision: str | None = None,
+        variant: str | None = None,
+        cache_dir: str | None = None,
+        vae_name: str | None = None,
+    ):
+        """`name` is a Hub id or a folder; `vae_name`, one whose autoencoder is taken in place of the repo's own."""
+        self.name, self.vae_name = name, vae_name
+        self.where = {"revision": revision, "cache_dir": cache_dir}
+        self.variant = variant
+        self.index = DiffusionPipeline.load_config(name, **self.where)
+        self.scheduler: SchedulerMixin = DDPMScheduler.from_pretrained(name, subfolder="scheduler", **self.where)
+        self.vae_config = AutoencoderKL.load_config(**self._vae_source())
+
+    @property
+    def scaling_factor(self) -> float:
+        """Of the latents. Known before any weight is loaded; where it differs, so do the latent spaces."""
+        return self.vae_config.get("scaling_factor", 0.18215)
+
+    def _vae_source(self) -> dict:
+        """Where the autoencoder lies: the repo's subfolder, or a repo that is nothing but an autoencoder."""
+        if self.vae_name is None:
+            return {"pretrained_model_name_or_path": self.name, "subfolder": "vae", **self.where}
+        return {"pretrained_model_name_or_path": self.vae_name, "cache_dir": self.where["cache_dir"]}
+
+    def vae_place(self) -> tuple[str, str, str | None, str | None]:
+        """Repo, subfolder, revision and cache folder of the autoencoder."""
+        source = self._vae_source()
+        name, cache_dir = source["pretrained_model_name_or_path"], source["cache_dir"]
+        return name, source.get("subfolder", ""), source.get("revision"), cache_dir
+
+    def load_text_encoders(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Tokenizers and text encoders, as the attributes that the pipeline's components are named by."""
+        for part in self.tokenizers:
+            setattr(self, part, CLIPTokenizer.from_pretrained(self.name, subfolder=part, **self.where))
+        for part, kind in self.text_encoders.items():
+            encoder = kind.from_pretrained(self.name, subfolder=part, dtype=dtype, variant=self.variant, **self.where)
+            setattr(self, part, encoder.to(device).eval().requires_grad_(False))
+
+    def move_text_encoders(self, device: torch.device) -> None:
+        """To main memory while cached captions take their place, and back when someone types a prompt."""
+        for part in self.text_encoders:
+            getattr(self, part).to(device)
+
+    def load_vae(self, dtype: torch.dtype, device: torch.device) -> None:
+        """The autoencoder."""
+        source = self._vae_source()
+        variant = {"variant": self.variant} if self.vae_name is None else {}
+        vae = AutoencoderKL.from_pretrained(**source, **variant, torch_dtype=self.vae_dtype(dtype, device))
+        self.vae = vae.to(device).eval().requires_grad_(False)
+
+    def vae_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """The precision the autoencoder is run in where the run asks for `dtype`."""
+        return dtype
+
+    def load_unet(self, dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
+        """The UNet; the caller decides whether it trains."""
+        unet = UNet2DConditionModel.from_pretrained(
+            self.name, subfolder="unet", torch_dtype=dtype, variant=self.variant, **self.where
+        )
+        return unet.to(device).eval().requires_grad_(False)
+
+    def tokenize(self, tokenizer: CLIPTokenizer, captions: Sequence[str], device: torch.device) -> Tensor:
+        """`(B, L)` ids, padded and cut to the tokenizer's length as the stock pipelines do."""
+        return tokenizer(
+            list(captions),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids.to(device)
+
+    def embed(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """What the text encoders make of B captions, batch first, float32. A function of the captions alone, which
+        is why it can be cached."""
+        raise NotImplementedError
+
+    def condition(self, embedded: dict[str, Tensor], sizes: dict[str, Tensor]) -> Condition:
+        """The UNet's keyword arguments for embedded captions and each image's original size and crop.
+
+        Args:
+            embedded: of `embed`.
+            sizes: `original_size`, `crop_top_left` and `target_size`, each `(B, 2)`, (y, x) in pixels.
+        """
+        raise NotImplementedError
+
+    def pipeline(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> DiffusionPipeline:
+        """The few-step pipeline around `unet`; the other components are shared, not copied."""
+        raise NotImplementedError

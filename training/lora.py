@@ -1,0 +1,72 @@
+"""LoRA-only training (peft): the student is an adapter on its base, and the base without it is the teacher."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import nn
+
+# Every linear map and convolution of the UNet that LCM-LoRA adapts too: one step asks more of a student than a new
+# subject does, for which attention alone would be enough.
+DEFAULT_TARGET_MODULES = (
+    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
+    "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+)  # fmt: skip
+
+
+def add_lora(unet: UNet2DConditionModel, args: argparse.Namespace) -> None:
+    """Add a trainable adapter in float32; the base stays frozen in its precision. At first it changes nothing (B = 0).
+
+    Raises:
+        ValueError: `--lora_target_modules` names nothing that is in the UNet.
+    """
+    unet.requires_grad_(False)
+    unet.add_adapter(
+        LoraConfig(
+            r=args.lora_rank,
+            lora_alpha=args.lora_alpha or args.lora_rank,
+            lora_dropout=args.lora_dropout,
+            init_lora_weights=True,
+            target_modules=list(args.lora_target_modules or DEFAULT_TARGET_MODULES),
+        )
+    )
+    cast_training_params(unet, torch.float32)
+
+
+def without_adapter(unet: UNet2DConditionModel) -> Callable:
+    """The same network as it was before `add_lora`: the teacher, for no memory at all.
+
+    peft marks the adapter's weights as not trainable while it is off. That is undone before it returns, so a backward
+    through an earlier forward of the student is not concerned.
+    """
+
+    def call(*args, **kwargs):
+        unet.disable_adapters()
+        try:
+            return unet(*args, **kwargs)
+        finally:
+            unet.enable_adapters()
+
+    return call
+
+
+def save_lora(unet: nn.Module, pipeline_class: type[DiffusionPipeline], output_dir: str | Path) -> None:
+    """Write `pytorch_lora_weights.safetensors`, rank and alpha in its metadata, as stock pipelines load it."""
+    config = unet.peft_config["default"].to_dict()
+    pipeline_class.save_lora_weights(
+        output_dir,
+        unet_lora_layers=get_peft_model_state_dict(unet),
+        unet_lora_adapter_metadata=config,
+    )
+
+
+def fuse_lora(pipeline: DiffusionPipeline, lora_dir: str | Path) -> None:
+    """Load the saved adapter into a plain pipeline and merge it into the weights, leaving no adapter behind."""
+    pipeline.load_lora_weights(lora_dir, weight_name="pytorch_lora_weights.safetensors")
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
