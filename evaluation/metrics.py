@@ -3,11 +3,16 @@
 The evaluator looks at every image once, then each figure is a pure function of its features `(N, D)` or labels `(N,)`.
 """
 
+import contextlib
+import io
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from transformers import AutoImageProcessor, Dinov2ForImageClassification
+
+from evaluation.errors import EvaluationError
 
 
 class Evaluator(nn.Module):
@@ -90,3 +95,35 @@ def diversity(features: Tensor, groups: Tensor) -> float:
     if not distances:
         raise ValueError(f"diversity needs a caption with at least 2 images, got {len(members)} captions of 1 image.")
     return torch.stack(distances).mean().item()
+
+
+def clip_score(images: Tensor, texts: Tensor) -> float:
+    """Mean cosine of images and their prompts, embeddings `(N, D)` each, as the paper reports it (0.319).
+
+    torchmetrics' `CLIPScore` is this times 100.
+    """
+    return F.cosine_similarity(images.double(), texts.double()).mean().item()
+
+
+def precision_recall_coverage(real: Tensor, fake: Tensor, nearest_k: int = 5) -> dict[str, float]:
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020), from prdc.
+
+    Args:
+        real: `(N, D)` features of real images.
+        fake: `(M, D)` features of generated images.
+        nearest_k: a point's ball reaches to its k-th neighbour; N and M must be larger than k + 1.
+
+    Raises:
+        ValueError: too few points.
+    """
+    try:
+        from prdc import compute_prdc
+    except ModuleNotFoundError as error:
+        raise EvaluationError("prdc: needs the package, `pip install prdc`; or --metrics without prdc.") from error
+    if min(len(real), len(fake)) < nearest_k + 2:
+        raise ValueError(
+            f"precision and recall at k = {nearest_k} need {nearest_k + 2} images, got {len(real)}, {len(fake)}."
+        )
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the numbers of points
+        values = compute_prdc(real.double().numpy(), fake.double().numpy(), nearest_k)
+    return {name: float(value) for name, value in values.items()}

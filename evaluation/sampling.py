@@ -9,6 +9,11 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 
+def one_or_list(generators: list[torch.Generator]) -> torch.Generator | list[torch.Generator]:
+    """A batch of one gets a bare generator: some pipelines (aMUSEd) take no list, and so work at batch size 1."""
+    return generators[0] if len(generators) == 1 else generators
+
+
 def sample(
     pipeline: DiffusionPipeline, prompts: list[str], seeds: list[int], batch_size: int = 128, **kwargs
 ) -> Iterator[Tensor]:
@@ -33,7 +38,9 @@ def sample(
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[batch]]
-        images = pipeline(prompts[batch], generator=generators, output_type="pt", **kwargs).images.float().cpu()
+        images = (
+            pipeline(prompts[batch], generator=one_or_list(generators), output_type="pt", **kwargs).images.float().cpu()
+        )
         if not images.isfinite().all():
             raise ValueError(f"{type(pipeline).__name__} drew NaN or infinity (prompts {start} ff., {kwargs}).")
         yield images.mul(255).round().div(255)

@@ -1,0 +1,97 @@
+"""Prompts: COCO's captions, PartiPrompts, a data set of the Hub, or a text file. Always a list of strings."""
+
+import csv
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from evaluation.errors import EvaluationError
+
+PARTI_COLUMN = "Prompt"  # of PartiPrompts.tsv
+
+
+def read_prompts(path: Path, caption_column: str = "text") -> list[str]:
+    """Read prompts from a file, by its ending.
+
+    - `.txt`: one a line.
+    - `.tsv`: the column `Prompt`, as PartiPrompts has it.
+    - `.json`: COCO's `captions_val2017.json`: of every image the caption of lowest id, in the order of the image ids.
+    - `.jsonl`: the field `caption_column` of every line, as an image folder's `metadata.jsonl`.
+
+    Raises:
+        EvaluationError: no such file, another ending, or nothing in it.
+    """
+    readers = {".txt": _lines, ".tsv": _parti, ".json": _coco, ".jsonl": lambda p: _jsonl(p, caption_column)}
+    if path.suffix not in readers:
+        raise EvaluationError(f"--prompts {path}: reads {', '.join(readers)}, not '{path.suffix}'.")
+    try:
+        prompts = readers[path.suffix](path)
+    except OSError as error:
+        raise EvaluationError(f"--prompts {path}: {error.strerror}.") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise EvaluationError(
+            f"--prompts {path}: not in the layout of a {path.suffix} of prompts: {error!r}."
+        ) from error
+    return _clean(prompts, f"--prompts {path}")
+
+
+def load_dataset_prompts(
+    name: str, config: str | None, split: str, caption_column: str, revision: str | None = None
+) -> list[str]:
+    """Read one column of a data set (Hub id or folder). Of a list of captions the first is taken.
+
+    Raises:
+        EvaluationError: no such split or column; says what there is.
+    """
+    import datasets
+
+    splits = datasets.load_dataset(name, config, revision=revision)
+    if split not in splits:
+        raise EvaluationError(f"--dataset_split {split}: {name} has {', '.join(splits)}.")
+    rows = splits[split]
+    if caption_column not in rows.column_names:
+        raise EvaluationError(f"--caption_column {caption_column}: {name} has {', '.join(rows.column_names)}.")
+    captions = [cell if isinstance(cell, str) else cell[0] for cell in rows[caption_column] if cell]
+    return _clean(captions, f"--dataset_name {name}")
+
+
+def choose_prompts(prompts: list[str], count: int | None, seed: int) -> list[str]:
+    """Draw `count` prompts without replacement, by `seed`; all of them, in their order, if `count` is None.
+
+    Raises:
+        EvaluationError: there are not so many.
+    """
+    if count is None:
+        return prompts
+    if not 1 <= count <= len(prompts):
+        raise EvaluationError(f"--num_prompts {count}: there are {len(prompts)} prompts to choose from.")
+    return random.Random(seed).sample(prompts, count)
+
+
+def _clean(prompts: list[Any], source: str) -> list[str]:
+    prompts = [" ".join(prompt.split()) for prompt in prompts if isinstance(prompt, str) and prompt.strip()]
+    if not prompts:
+        raise EvaluationError(f"{source}: holds no prompt.")
+    return prompts
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _parti(path: Path) -> list[str]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return [row[PARTI_COLUMN] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+
+
+def _coco(path: Path) -> list[str]:
+    annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
+    first: dict[int, dict] = {}
+    for annotation in sorted(annotations, key=lambda annotation: annotation["id"]):
+        first.setdefault(annotation["image_id"], annotation)
+    return [first[image_id]["caption"] for image_id in sorted(first)]
+
+
+def _jsonl(path: Path, column: str) -> list[str]:
+    return [json.loads(line)[column] for line in _lines(path) if line.strip()]

@@ -1,0 +1,56 @@
+"""Real images to compare with: a folder, or an image column of a data set."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from evaluation.errors import EvaluationError
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+def find_images(folder: Path, count: int | None = None) -> list[Path]:
+    """Image files below `folder`, sorted by path; the first `count`.
+
+    Raises:
+        EvaluationError: there are none, or not so many.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    if len(files) < max(2, count or 0):
+        raise EvaluationError(f"--reference {folder}: holds {len(files)} images ({', '.join(sorted(ENDINGS))}).")
+    return files[:count]
+
+
+def read_images(files: list[Path], size: tuple[int, int]) -> Iterator[Image.Image]:
+    """Read RGB images, each cut to the middle and resized (Lanczos) to `size` (width, height).
+
+    Raises:
+        EvaluationError: a file is damaged.
+    """
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                yield ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), size, Image.Resampling.LANCZOS)
+        except (OSError, SyntaxError) as error:
+            raise EvaluationError(f"--reference: {file} cannot be read: {error}") from error
+
+
+def export_dataset(name: str, config: str | None, split: str, image_column: str, folder: Path) -> None:
+    """Write an image column of a data set to `folder`, in order, once: a folder that is whole is left alone.
+
+    Raises:
+        EvaluationError: no such split or column.
+    """
+    import datasets
+
+    rows = datasets.load_dataset(name, config)
+    if split not in rows or image_column not in rows[split].column_names:
+        raise EvaluationError(f"--dataset_name {name}: no split {split} with a column {image_column} (--image_column).")
+    rows = rows[split].select_columns([image_column]).cast_column(image_column, datasets.Image())
+    if (folder / "complete").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, row in enumerate(rows):
+        row[image_column].convert("RGB").save(folder / f"{index:06}.png")
+    (folder / "complete").touch()
