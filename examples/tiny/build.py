@@ -7,11 +7,14 @@ leaves in the output folder
     data/             image folder with captions, train and test       datasets.load_dataset("imagefolder", ...)
     clip/             tokenizer and CLIP                                CLIPModel, CLIPTextModelWithProjection
     autoencoder/      the KL autoencoder                                AutoencoderKL
-    teacher/          the whole pipeline                                StableDiffusionPipeline
+    teacher/          the whole pipeline                                StableDiffusion(XL)Pipeline
     feature_network/  F of the discriminator                            Dinov2Model
     evaluator/        classifier and features for the Frechet distance  Dinov2ForImageClassification
     preview/          a grid of the teacher's pictures
     build.json        arguments, hashes, measured quality, seconds
+
+`--layout sdxl` adds clip_2/, the teacher's second text encoder, and trains an autoencoder of its own: a student and
+a teacher of different layouts are of different latent spaces. All else is the same in both, to the byte.
 
 Called again, it keeps what is whole and unchanged and builds the rest.
 """
@@ -27,20 +30,33 @@ import diffusers
 import torch
 import transformers
 
-from examples.tiny import autoencoder, clip, data, images, loop, models, teacher, vision
+from examples.tiny import autoencoder, clip, data, images, layouts, loop, models, teacher, vision
 from examples.tiny.manifest import Manifest
 
 COMMON = (loop, models, images, data)
-# name: (modules whose code decides the result, stages it reads, iterations)
-STAGES = {
-    "data": ((data,), (), 0),
-    "clip": ((clip, *COMMON), ("data",), clip.ITERATIONS),
-    "autoencoder": ((autoencoder, *COMMON), ("data",), autoencoder.ITERATIONS),
-    "teacher": ((teacher, autoencoder, clip, *COMMON), ("data", "clip", "autoencoder"), teacher.ITERATIONS),
-    "feature_network": ((vision, clip, *COMMON), ("data", "clip"), vision.FEATURE_ITERATIONS),
-    "evaluator": ((vision, *COMMON), ("data",), vision.EVALUATOR_ITERATIONS),
-    "preview": ((teacher, vision, *COMMON), ("data", "teacher", "evaluator"), 0),
-}
+TEACHER = (teacher, layouts, autoencoder, clip, *COMMON)
+# What a layout changes has random numbers of its own, so that SDXL's latent space is another one.
+OWN = ("clip_2", "autoencoder", "teacher")
+
+
+def stages(layout: str) -> dict[str, tuple]:
+    """In order, each stage's name: (modules whose code decides the result, stages it reads, iterations)."""
+    clips = ("clip", "clip_2") if layout == "sdxl" else ("clip",)
+    return {
+        "data": ((data,), (), 0),
+        **dict.fromkeys(clips, ((clip, *COMMON), ("data",), clip.ITERATIONS)),
+        "autoencoder": ((autoencoder, *COMMON), ("data",), autoencoder.ITERATIONS),
+        "teacher": (TEACHER, ("data", *clips, "autoencoder"), teacher.ITERATIONS),
+        "feature_network": ((vision, clip, *COMMON), ("data", "clip"), vision.FEATURE_ITERATIONS),
+        "evaluator": ((vision, *COMMON), ("data",), vision.EVALUATOR_ITERATIONS),
+        "preview": ((vision, *TEACHER), ("data", "teacher", "evaluator"), 0),
+    }
+
+
+def stream(name: str, layout: str, seed: int) -> int:
+    """The seed of a stage's random numbers: its own, so that it can be built again alone with the same result."""
+    key = f"{name} {layout} {seed}" if layout != "sd" and name in OWN else f"{name} {seed}"
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big")
 
 
 def hash_code(modules: Iterable[ModuleType]) -> str:
@@ -57,7 +73,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder to build in.")
     parser.add_argument(
-        "--layout", choices=("sd",), default="sd", help="Layout of the teacher: sd, one text encoder. Default: sd."
+        "--layout",
+        choices=("sd", "sdxl"),
+        default="sd",
+        help="Layout of the teacher: sd, one text encoder; sdxl, two, and size conditioning. Default: sd.",
     )
     parser.add_argument(
         "--prediction_type",
@@ -104,7 +123,8 @@ def build(args: argparse.Namespace) -> Manifest:
     manifest = Manifest.open(root, arguments)
     source = "digits" if examples is None else data.fingerprint_folder(args.train_data_dir)
     # Now, not stage by stage: what runs is the code as it was imported, even if a file is edited meanwhile.
-    code = {name: hash_code(modules) for name, (modules, _, _) in STAGES.items()}
+    plan = stages(args.layout)
+    code = {name: hash_code(modules) for name, (modules, _, _) in plan.items()}
     split: dict[str, data.Split] = {}
 
     def write_data(out: Path, _: int) -> dict:
@@ -116,11 +136,12 @@ def build(args: argparse.Namespace) -> Manifest:
         return {"train": len(train), "test": len(test), "captions": len(captions), "labels": len(labels)}
 
     def run(name: str, function, **extra) -> None:
-        _, needs, iterations = STAGES[name]
+        _, needs, iterations = plan[name]
         iterations = max(1, round(iterations * args.iterations_scale)) if iterations else 0
         inputs = {
             "seed": args.seed,
             "iterations": iterations,
+            **({"layout": args.layout} if name in OWN else {}),
             **extra,
             **{need: manifest.digest(need) for need in needs},
             "code": code[name],
@@ -130,21 +151,21 @@ def build(args: argparse.Namespace) -> Manifest:
             if name != "data" and not split:
                 split.update({half: data.read_split(root / "data" / half) for half in ("train", "test")})
             with torch.random.fork_rng(devices=[]):
-                # Each stage its own stream, so that one can be built again alone with the same result.
-                torch.manual_seed(int.from_bytes(hashlib.sha256(f"{name} {args.seed}".encode()).digest()[:6], "big"))
+                torch.manual_seed(stream(name, args.layout, args.seed))
                 return function(out, iterations)
 
         manifest.ensure(name, inputs, seeded)
 
     run("data", write_data, source=source)
     run("clip", lambda out, n: clip.train_clip(out, split["train"], split["test"], n))
+    if "clip_2" in plan:
+        second = {"width": models.TEXT_WIDTH_2, "pad_token": "!"}
+        run("clip_2", lambda out, n: clip.train_clip(out, split["train"], split["test"], n, **second))
     run("autoencoder", lambda out, n: autoencoder.train_autoencoder(out, split["train"], split["test"], n))
+    clips = [root / name for name in ("clip", "clip_2") if name in plan]
     run(
         "teacher",
-        lambda out, n: teacher.train_teacher(
-            out, root / "clip", root / "autoencoder", split["train"], args.prediction_type, n
-        ),
-        layout=args.layout,
+        lambda out, n: teacher.train_teacher(out, clips, root / "autoencoder", split["train"], args.prediction_type, n),
         prediction_type=args.prediction_type,
     )
     run(

@@ -9,7 +9,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from examples.tiny.data import Split
 from examples.tiny.images import normalize, warp
 from examples.tiny.loop import draw, fit
-from examples.tiny.models import make_clip, make_tokenizer
+from examples.tiny.models import TEXT_WIDTH, make_clip, make_tokenizer
 
 BATCH_SIZE = 64
 LEARNING_RATE = 3e-3
@@ -41,11 +41,18 @@ def nearest_caption_accuracy(clip: CLIPModel, tokens: torch.Tensor, owners: list
     return sum(owners[k] == label for k, label in zip(nearest, data.labels)) / len(data.labels)
 
 
-def train_clip(out: Path, train: Split, test: Split, iterations: int = ITERATIONS) -> dict[str, float]:
+def train_clip(
+    out: Path,
+    train: Split,
+    test: Split,
+    iterations: int = ITERATIONS,
+    width: int = TEXT_WIDTH,
+    pad_token: str | None = None,
+) -> dict[str, float]:
     """Train and save tokenizer and `CLIPModel` in `out`. Returns measured quality."""
     captions = sorted(set(train.captions))
-    tokenizer = make_tokenizer(captions)
-    clip = make_clip(tokenizer)
+    tokenizer = make_tokenizer(captions, pad_token=pad_token)
+    clip = make_clip(tokenizer, width)
     tokens = tokenize(tokenizer, captions)
     caption_ids = torch.tensor([captions.index(caption) for caption in train.captions])
 

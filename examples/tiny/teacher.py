@@ -1,18 +1,19 @@
-"""The teacher: a text-conditional latent diffusion model in Stable Diffusion's layout."""
+"""The teacher: a text-conditional latent diffusion model in Stable Diffusion's layout or SDXL's."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
-from transformers import CLIPTextModel, CLIPTokenizer, Dinov2ForImageClassification
+from transformers import Dinov2ForImageClassification
 
 from examples.tiny.autoencoder import encode_moments
-from examples.tiny.clip import tokenize
 from examples.tiny.data import Split
+from examples.tiny.layouts import assemble, encode_captions, pick
 from examples.tiny.loop import draw, fit
-from examples.tiny.models import make_scheduler, make_unet
+from examples.tiny.models import make_scheduler
 from examples.tiny.vision import classify
 
 BATCH_SIZE = 32
@@ -28,25 +29,24 @@ PREVIEW_COLUMNS = 20
 
 def train_teacher(
     out: Path,
-    clip_folder: Path,
+    clip_folders: Sequence[Path],
     vae_folder: Path,
     train: Split,
     prediction_type: str = "epsilon",
     iterations: int = ITERATIONS,
 ) -> dict[str, float]:
-    """Train a UNet and save the whole `StableDiffusionPipeline` in `out`. Returns measured quality.
+    """Train a UNet and save the whole pipeline in `out`: Stable Diffusion's for one CLIP, SDXL's for two.
 
-    Latents and caption embeddings are computed once. One caption in ten is replaced by the empty one, so that
-    the model knows both sides of classifier-free guidance.
+    Latents and caption embeddings are computed once. One caption in ten is left out, so that the model knows both
+    sides of classifier-free guidance. Returns measured quality.
     """
-    tokenizer = CLIPTokenizer.from_pretrained(clip_folder)
-    text_encoder = CLIPTextModel.from_pretrained(clip_folder).eval().requires_grad_(False)
     vae = AutoencoderKL.from_pretrained(vae_folder).eval().requires_grad_(False)
     mean, std = (moment * vae.config.scaling_factor for moment in encode_moments(vae, train.pixels))
-    captions = ["", *sorted(set(train.captions))]
-    texts = torch.cat([text_encoder(ids).last_hidden_state for ids in tokenize(tokenizer, captions).split(256)])
-    caption_ids = torch.tensor([captions.index(caption) for caption in train.captions])
-    unet, scheduler = make_unet(), make_scheduler(prediction_type)
+    pipeline = assemble(clip_folders, vae, make_scheduler(prediction_type))
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    captions = sorted(set(train.captions))
+    conditions = encode_captions(pipeline, captions)
+    caption_ids = torch.tensor([1 + captions.index(caption) for caption in train.captions])
 
     def loss_of_batch() -> torch.Tensor:
         rows = draw(len(mean), BATCH_SIZE)
@@ -56,7 +56,7 @@ def train_teacher(
         t = (torch.arange(BATCH_SIZE) + torch.rand(BATCH_SIZE)) / BATCH_SIZE * scheduler.config.num_train_timesteps
         t = t.long()
         ids = torch.where(torch.rand(BATCH_SIZE) < CAPTION_DROPOUT, 0, caption_ids[rows])
-        output = unet(scheduler.add_noise(latents, noise, t), t, texts[ids]).sample
+        output = unet(scheduler.add_noise(latents, noise, t), t, **pick(conditions, ids)).sample
         target = noise if prediction_type == "epsilon" else scheduler.get_velocity(latents, noise, t)
         return F.mse_loss(output, target)
 
@@ -70,16 +70,6 @@ def train_teacher(
     )
     # Where it was loaded from is nobody's business, and would make the bytes depend on the folder's name.
     vae.register_to_config(_name_or_path="autoencoder")
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
     pipeline.save_pretrained(out)
     return {"latent_std": (mean.var() + std.square().mean()).sqrt().item()}
 
@@ -89,7 +79,7 @@ def preview_teacher(out: Path, teacher_folder: Path, evaluator_folder: Path, tes
 
     Returns the share whose label, as the evaluator reads it, is the caption's.
     """
-    pipeline = StableDiffusionPipeline.from_pretrained(teacher_folder)
+    pipeline = DiffusionPipeline.from_pretrained(teacher_folder)
     pipeline.set_progress_bar_config(desc="preview")
     evaluator = Dinov2ForImageClassification.from_pretrained(evaluator_folder).eval()
     order = sorted(range(len(test.captions)), key=lambda i: test.labels[i])

@@ -293,7 +293,7 @@ def test_v_prediction_teacher(pristine, tmp_path):
     weights = {}
     for kind in ("epsilon", "v_prediction"):
         torch.manual_seed(0)
-        train_teacher(tmp_path / kind, pristine / "clip", pristine / "autoencoder", train, kind, iterations=2)
+        train_teacher(tmp_path / kind, [pristine / "clip"], pristine / "autoencoder", train, kind, iterations=2)
         pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / kind)
         assert pipeline.scheduler.config.prediction_type == kind
         weights[kind] = pipeline.unet.conv_out.weight
