@@ -59,12 +59,10 @@ def load_pipeline(spec: PipelineSpec, device: str) -> DiffusionPipeline:
 
     No code from a repository is run: a pipeline class that diffusers lacks is refused.
     """
-    where = {"revision": spec.revision, "variant": spec.variant, "torch_dtype": getattr(torch, spec.torch_dtype)}
+    where = {"revision": spec.revision, "variant": spec.variant, "dtype": getattr(torch, spec.torch_dtype)}
     parts = {}
     if spec.unet:
-        parts["unet"] = UNet2DConditionModel.from_pretrained(
-            spec.unet, torch_dtype=where["torch_dtype"], variant=spec.variant
-        )
+        parts["unet"] = UNet2DConditionModel.from_pretrained(spec.unet, dtype=where["dtype"], variant=spec.variant)
     try:
         pipeline = AutoPipelineForText2Image.from_pretrained(spec.model, **where, **parts)
     except ValueError as error:
