@@ -46,7 +46,7 @@ def record_run(
         "libraries": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "arguments": _public_arguments(args),
     }
-    Path(folder, RUN_FILE).write_text(json.dumps(run, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    Path(folder, RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 def write_card(
@@ -95,7 +95,7 @@ def set_license(folder: str | Path, name: str) -> None:
     if not path.is_file():
         raise PublishError(f"--license got {name!r}: {folder} lacks {RUN_FILE}; write it into {CARD} yourself")
     run = json.loads(path.read_text(encoding="utf-8")) | {"license": {"license": name}}
-    path.write_text(json.dumps(run, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 def make_card(folder: str | Path, repo_id: str) -> str:

@@ -23,7 +23,7 @@ def add_variant(folder: str | Path, variant: str) -> list[str]:
     folder = Path(folder)
     if not (folder / INDEX).is_file():
         raise PublishError(f"--variant got {variant!r}: {folder} holds no full model, only a LoRA; leave the flag out")
-    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=VARIANTS[variant], local_files_only=True)
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=VARIANTS[variant], local_files_only=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".variant-") as scratch:
         pipeline.save_pretrained(scratch, variant=variant)
         new = [p.relative_to(scratch) for p in Path(scratch).glob(f"*/*.{variant}*")]
