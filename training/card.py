@@ -7,6 +7,7 @@ a card is a seal, a hash of the text above it: a card whose seal does not fit ha
 import argparse
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,8 +21,10 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from pipelines import DEFAULT_STUDENT_TIMESTEPS
 
-from .publish_layout import CARD, INDEX, LORA, SAMPLES, SCHEDULER, PublishError
+from .publish_layout import CARD, INDEX, LORA, MAIN, SAMPLES, SCHEDULER, PublishError
 from .publish_license import inherited_license
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE = "add_run.json"
 MEASURED_FILE = "measured.json"
@@ -72,20 +75,20 @@ def write_card(
     return refresh_card(folder, args.hub_model_id or Path(os.path.abspath(args.output_dir)).name)
 
 
-def refresh_card(folder: str | Path, repo_id: str) -> Path:
-    """Write the card again, its snippets naming `repo_id`, unless someone has edited it. Returns its path.
+def refresh_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> Path:
+    """Write the card again, its snippets naming `repo_id` and `branch`, unless someone has edited it.
 
-    Raises:
-        PublishError: there is neither a card nor an `add_run.json` to make one from.
+    Returns its path. Nothing lies there where training has left no `add_run.json` to make a card from.
     """
     path = Path(folder, CARD)
     if path.is_file() and not is_untouched(path.read_text(encoding="utf-8")):
         return path
-    if not Path(folder, RUN_FILE).is_file():
-        if path.is_file():
-            return path
-        raise PublishError(f"{folder} lacks {RUN_FILE}, which training leaves there. Write the card, {path}, yourself")
-    path.write_text(make_card(folder, repo_id), encoding="utf-8")
+    if Path(folder, RUN_FILE).is_file():
+        path.write_text(make_card(folder, repo_id, branch), encoding="utf-8")
+    elif not path.is_file():
+        logger.warning(
+            "%s lacks %s, which training leaves there: no card can be made. Write %s", folder, RUN_FILE, path
+        )
     return path
 
 
@@ -98,7 +101,7 @@ def set_license(folder: str | Path, name: str) -> None:
     path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
-def make_card(folder: str | Path, repo_id: str) -> str:
+def make_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> str:
     """The sealed text of the card."""
     folder = Path(folder)
     run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
@@ -111,6 +114,8 @@ def make_card(folder: str | Path, repo_id: str) -> str:
         template_path=str(TEMPLATE),
         title=repo_id.split("/")[-1],
         repo=repo_id,
+        at="" if branch == MAIN else f', revision="{branch}"',
+        code_at="" if branch == MAIN else f', custom_revision="{branch}"',
         base=f"[{name}](https://huggingface.co/{name})" if run["base_model_on_hub"] else f"`{name}`",
         base_id=name,
         full=(folder / INDEX).is_file(),

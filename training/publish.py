@@ -19,12 +19,11 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import ModelInfo
 
 from .card import MEASURED_FILE, is_untouched, refresh_card, set_license
-from .publish_attempt import Attempt
-from .publish_layout import CARD, PublishError, is_weight_file, published_files, stale_files
+from .publish_attempt import Attempt, reason
+from .publish_layout import CARD, MAIN, PublishError, is_weight_file, published_files, stale_files
 from .publish_variant import VARIANTS, add_variant, remove_variants
 
 logger = logging.getLogger(__name__)
-MAIN = "main"
 MESSAGE = "Add a student distilled by ADD"
 
 
@@ -57,11 +56,18 @@ def check_push(args: argparse.Namespace, private: bool | None = None) -> str:
         PublishError: no token, no permission, no network.
     """
     api = HfApi(token=args.hub_token)
-    with Attempt(Path(args.output_dir), repo_name(args), MAIN, ["all, since training has not begun"]) as attempt:
-        attempt.repo_id = repo_id = api.create_repo(repo_name(args), private=private, exist_ok=True).repo_id
+    try:
+        repo_id = api.create_repo(repo_name(args), private=private, exist_ok=True).repo_id
         _refuse_public(api.model_info(repo_id), private)
         # Asks how this file would be uploaded, which only who may write is told. Nothing is sent.
         api.preupload_lfs_files(repo_id, [CommitOperationAdd(CARD, b"x")])
+    except PublishError:
+        raise
+    except Exception as error:  # HTTP errors, and whatever else the client raises
+        raise PublishError(
+            f"--push_to_hub got True, but {repo_name(args)} cannot be pushed to: {reason(error)}. "
+            "Training has not begun"
+        ) from error
     return repo_id
 
 
@@ -105,9 +111,9 @@ def publish(
             api.create_branch(repo_id, branch=branch, exist_ok=True)
         head = api.model_info(repo_id, revision=branch)
         _refuse_public(head, private)
-        refresh_card(folder, repo_id)
+        refresh_card(folder, repo_id, branch)
         attempt.names = published_files(folder)
-        card_kept = not overwrite_card and _is_edited(api, head, folder / CARD)
+        card_kept = CARD in attempt.names and not overwrite_card and _is_edited(api, head, folder / CARD)
         if card_kept:
             attempt.names.remove(CARD)
             logger.warning("The card of %s has been edited there and is kept; --overwrite_card replaces it", repo_id)

@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from .publish_layout import PublishError
+from .publish_layout import MAIN, PublishError
 
 _REASONS = {
     401: "the token is missing, wrong or expired; log in with `hf auth login`, or pass another --hub_token",
@@ -39,7 +39,7 @@ class Attempt:
         missing = [name for name in self.names if name not in self.sent]
         sent = f"At the Hub already, and not sent again: {', '.join(self.sent)}. " if self.sent else ""
         command = ["python", "-m", "training.publish", str(self.folder), "--repo_id", self.repo_id]
-        command += ["--revision", self.branch] if self.branch != "main" else []
+        command += ["--revision", self.branch] if self.branch != MAIN else []
         return (
             f"{self.folder} was not published to {self.repo_id} ({self.branch}): {reason(error)}. The model is whole "
             f"in {self.folder}, and the repo was not left half changed: all of it comes in one commit, at the end. "

@@ -5,10 +5,11 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from .publish import publish, repo_name
+from .publish_attempt import reason
 from .publish_layout import PublishError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ class CheckpointPusher:
     def __init__(self, args: argparse.Namespace, private: bool | None = None):
         self.args, self.private = args, private
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
+        self.queued: list[Future] = []
         self.failed = 0
         for left_over in Path(args.output_dir).glob(f"{_PREFIX}*"):  # of a run that was killed
             shutil.rmtree(left_over, ignore_errors=True)
@@ -34,8 +36,13 @@ class CheckpointPusher:
         """Let `save(folder)` write the published layout, card included, and queue its upload."""
         Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self.args.output_dir, prefix=_PREFIX))
-        save(folder)
-        self.worker.submit(self._push, folder, step)
+        try:
+            save(folder)
+        except OSError as error:  # such as a full disk: no reason to end a training
+            shutil.rmtree(folder, ignore_errors=True)
+            self._report(step, error)
+        else:
+            self.queued.append(self.worker.submit(self._push, folder, step))
 
     def _push(self, folder: Path, step: int) -> None:
         try:
@@ -49,11 +56,17 @@ class CheckpointPusher:
             )
             logger.info("Pushed the student of iteration %d: %s, commit %s", step, done.repo_id, done.commit)
         except PublishError as error:
-            self.failed += 1
-            logger.warning("The student of iteration %d was not pushed, and training goes on. %s", step, error)
+            self._report(step, error)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _report(self, step: int, error: Exception) -> None:
+        self.failed += 1
+        why = reason(error.__cause__) if error.__cause__ else str(error)
+        logger.warning("The student of iteration %d was not pushed, and training goes on. %s", step, why)
+
     def close(self) -> None:
-        """Wait for what is queued."""
+        """Wait for what is queued. An error that is no refusal of the Hub's is raised here."""
         self.worker.shutdown(wait=True)
+        for future in self.queued:
+            future.result()

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+MAIN = "main"  # the branch that is read where none is named
 CARD = "README.md"
 SAMPLES = "samples.png"
 LORA = "pytorch_lora_weights.safetensors"

@@ -1,11 +1,14 @@
 """Publishing to a Hub that accepts: what arrives, in how many commits, and what is left alone."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
+import train_add
+from tests import tiny_world
 from tests.hub.server import OTHER, READ, WRITE
 from training.card import is_untouched
 from training.publish import check_push, publish, push_published
@@ -160,20 +163,31 @@ def test_push_at_the_end_of_a_run(hub, student):
     assert hub.files(REPO).keys() == LAYOUT
 
 
+def test_training_with_push_to_hub(hub, world, tmp_path):
+    """The script itself, from its flags to the Hub."""
+    train_add.main(tiny_world.flags(world, tmp_path / "fox", "--push_to_hub", "--hub_token", WRITE,
+                                    "--hub_model_id", "user/red-fox", "--checkpointing_steps", 1))  # fmt: skip
+    files = hub.files("user/red-fox").keys()
+    assert LAYOUT - {"README.md", "samples.png"} <= files <= LAYOUT
+    assert len(hub.titles("user/red-fox")) == 2
+
+
 def test_check_before_training(hub, tmp_path):
     """Creates the repo and learns that it can be written to; a token that cannot is refused at once."""
     folder = tmp_path / "my-student"
     assert check_push(arguments(folder), private=True) == REPO
     assert hub.titles(REPO) == ["initial commit"]
-    with pytest.raises(PublishError, match=r"HTTP 403: the token may not write there"):
+    with pytest.raises(PublishError, match=r"--push_to_hub got True, but .*: HTTP 403: .* Training has not begun"):
         check_push(arguments(folder, READ))
     with pytest.raises(PublishError, match=r"HTTP 40[134]"):
         check_push(SimpleNamespace(output_dir=str(folder), hub_model_id=REPO, hub_token=OTHER))
 
 
-def test_checkpoints_go_to_a_branch_in_order(hub, student):
+def test_checkpoints_go_to_a_branch_in_order(hub, student, caplog):
     """One commit a checkpoint, each the whole layout; a refused one is reported and the next goes on."""
-    import shutil
+
+    def broken(folder):
+        raise OSError(28, "No space left on device")
 
     pusher = CheckpointPusher(arguments(student))
 
@@ -197,8 +211,11 @@ def test_checkpoints_go_to_a_branch_in_order(hub, student):
 
     hub.fail("POST .*/commit/", status=500)
     pusher = CheckpointPusher(arguments(student))
+    pusher.push(broken, 2)
     pusher.push(save(3), 3)
     pusher.push(save(4), 4)
     pusher.close()
-    assert pusher.failed == 1
+    assert pusher.failed == 2
+    assert "iteration 2 was not pushed, and training goes on. [Errno 28] No space left on device" in caplog.text
+    assert "iteration 3 was not pushed, and training goes on. HTTP 500: repeat it later" in caplog.text
     assert hub.titles(REPO)[-1] == "Student after 4 iterations"
