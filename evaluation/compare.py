@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator
 
 from evaluation.errors import EvaluationError
 from evaluation.page import as_data_uri, render
@@ -129,6 +130,9 @@ def _draw_panel(axis: plt.Axes, rows: list[dict[str, Any]], key: str) -> None:
         axis.scatter(*point, color=f"C{index % 10}", s=42, zorder=3)
         axis.annotate(row["name"], point, xytext=(7, 5), textcoords="offset points", fontsize=9)
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.margins(x=0.3, y=0.25)
     axis.set_xlabel("seconds per image")
     axis.set_title(COLUMNS[key][0], loc="left", fontsize=11)

@@ -100,7 +100,7 @@ def diversity(features: Tensor, groups: Tensor) -> float:
 def clip_score(images: Tensor, texts: Tensor) -> float:
     """Mean cosine of images and their prompts, embeddings `(N, D)` each, as the paper reports it (0.319).
 
-    torchmetrics' `CLIPScore` is this times 100.
+    torchmetrics' `CLIPScore` is this times 100; its version 1.9 does not read what CLIP returns in transformers 5.
     """
     return F.cosine_similarity(images.double(), texts.double()).mean().item()
 

@@ -34,8 +34,8 @@ def counted_votes(votes: Votes, voters: str, min_attention: float) -> Votes:
     ]
     if not counted:
         raise EvaluationError(
-            f"--voters {voters}: no votes of theirs to count among {len(votes)} (checks included; people below "
-            f"--min_attention {min_attention} do not count)."
+            f"--voters {voters}: none of {len(votes)} votes counts. People count with --voters people if they passed "
+            f"--min_attention {min_attention} of their checks, models with --voters judges."
         )
     return counted
 
