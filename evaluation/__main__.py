@@ -157,9 +157,9 @@ def run_generate(args: argparse.Namespace, facts: dict[str, Any]) -> None:
     pipeline = load_pipeline(spec, device)
     if to_time:  # before the batches, which would raise the peak of memory
         figures = measure_speed(pipeline, prompts[0], args.timing_repeats, device, call)
-        write_json(
-            run.folder / "speed.json", {"figures": figures, **facts, "environment": environment.describe(device)}
-        )
+        for figure in figures.values():
+            figure |= {**facts, "environment": environment.describe(device)}
+        write_json(run.folder / "speed.json", {"figures": figures})
     generate(pipeline, run, args.batch_size, args.resolution, call)
     print(f"{run.folder}: {len(run.shots)} images of {len(prompts)} prompts.")
 
@@ -187,11 +187,11 @@ def run_measure(args: argparse.Namespace, facts: dict[str, Any]) -> None:
     facts = {**facts, "environment": environment.describe(device)}
     for run in runs:
         figures = measure_run(run, observers, references, args.batch_size)
-        reference = str(args.reference or args.dataset_name) if needs_reference else None
         for figure in figures.values():
-            if "n_reference" in figure:
-                figure["reference"] = reference
-        write_json(run.folder / "metrics.json", {"figures": figures, **facts})
+            figure |= {"reference": str(args.reference or args.dataset_name)} if "n_reference" in figure else {}
+            figure |= facts
+        earlier = (run.read("metrics.json") or {"figures": {}})["figures"]
+        write_json(run.folder / "metrics.json", {"figures": earlier | figures})
         print(f"{run.name}: " + ", ".join(f"{key} {figure['value']:.4g}" for key, figure in figures.items()))
 
 
@@ -200,9 +200,9 @@ def _reference_files(args: argparse.Namespace) -> list[Path]:
         raise EvaluationError("give the real images by --reference FOLDER or by --dataset_name ID, one of the two.")
     if args.reference:
         return find_images(args.reference, args.num_reference)
-    parts = (args.dataset_name, args.dataset_config_name or "", args.dataset_split, args.image_column)
-    folder = args.reference_cache / "-".join(parts).replace("/", "-")
-    export_dataset(args.dataset_name, args.dataset_config_name, args.dataset_split, args.image_column, folder)
+    folder = export_dataset(
+        args.dataset_name, args.dataset_config_name, args.dataset_split, args.image_column, args.reference_cache
+    )
     return find_images(folder, args.num_reference)
 
 

@@ -36,9 +36,7 @@ def read_prompts(path: Path, caption_column: str = "text") -> list[str]:
     return _clean(prompts, f"--prompts {path}")
 
 
-def load_dataset_prompts(
-    name: str, config: str | None, split: str, caption_column: str, revision: str | None = None
-) -> list[str]:
+def load_dataset_prompts(name: str, config: str | None, split: str, caption_column: str) -> list[str]:
     """Read one column of a data set (Hub id or folder). Of a list of captions the first is taken.
 
     Raises:
@@ -46,7 +44,7 @@ def load_dataset_prompts(
     """
     import datasets
 
-    splits = datasets.load_dataset(name, config, revision=revision)
+    splits = datasets.load_dataset(name, config)
     if split not in splits:
         raise EvaluationError(f"--dataset_split {split}: {name} has {', '.join(splits)}.")
     rows = splits[split]

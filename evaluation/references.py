@@ -36,21 +36,25 @@ def read_images(files: list[Path], size: tuple[int, int]) -> Iterator[Image.Imag
             raise EvaluationError(f"--reference: {file} cannot be read: {error}") from error
 
 
-def export_dataset(name: str, config: str | None, split: str, image_column: str, folder: Path) -> None:
-    """Write an image column of a data set to `folder`, in order, once: a folder that is whole is left alone.
+def export_dataset(name: str, config: str | None, split: str, image_column: str, cache: Path) -> Path:
+    """Write an image column of a data set to a folder of its own in `cache`, in order, once. Returns the folder.
 
     Raises:
         EvaluationError: no such split or column.
     """
     import datasets
 
-    rows = datasets.load_dataset(name, config)
-    if split not in rows or image_column not in rows[split].column_names:
-        raise EvaluationError(f"--dataset_name {name}: no split {split} with a column {image_column} (--image_column).")
-    rows = rows[split].select_columns([image_column]).cast_column(image_column, datasets.Image())
-    if (folder / "complete").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, row in enumerate(rows):
-        row[image_column].convert("RGB").save(folder / f"{index:06}.png")
-    (folder / "complete").touch()
+    splits = datasets.load_dataset(name, config)
+    if split not in splits:
+        raise EvaluationError(f"--dataset_split {split}: {name} has {', '.join(splits)}.")
+    rows = splits[split]
+    if image_column not in rows.column_names:
+        raise EvaluationError(f"--image_column {image_column}: {name} has {', '.join(rows.column_names)}.")
+    rows = rows.select_columns([image_column]).cast_column(image_column, datasets.Image())
+    folder = cache / rows._fingerprint  # changes with the data set's content, split and column
+    if not (folder / "complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, row in enumerate(rows):
+            row[image_column].convert("RGB").save(folder / f"{index:06}.png")
+        (folder / "complete").touch()
+    return folder
