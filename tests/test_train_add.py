@@ -290,37 +290,6 @@ def test_streamed_resume_with_another_batch_size_is_refused(world, tmp_path, cap
     assert "train_batch_size: 4 -> 2" in capsys.readouterr().err
 
 
-def test_push_uploads_the_model_and_nothing_else(world, tmp_path, monkeypatch):
-    """Against a recording client: one commit, and of all that lies in --output_dir only the published layout."""
-    from types import SimpleNamespace
-
-    from huggingface_hub.utils import filter_repo_objects
-
-    import training.publish
-
-    calls = {}
-
-    class Client:
-        def __init__(self, token):
-            calls["token"] = token
-
-        def create_repo(self, name, exist_ok):
-            return SimpleNamespace(repo_id=f"me/{name}")
-
-        def upload_folder(self, *, folder_path, ignore_patterns, repo_id, commit_message):
-            files = [str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*") if p.is_file()]
-            calls["files"] = set(filter_repo_objects(files, ignore_patterns=ignore_patterns))
-            calls["repo_id"] = repo_id
-
-    monkeypatch.setattr(training.publish, "HfApi", Client)
-    run(world, tmp_path / "my-student", "--push_to_hub", "--hub_token", "hf_x", "--report_to", "tensorboard",
-        "--checkpointing_steps", 1, "--validation_prompts", "one")  # fmt: skip
-    assert calls["repo_id"] == "me/my-student"
-    assert calls["token"] == "hf_x"
-    assert {"model_index.json", "pipeline.py", "unet/diffusion_pytorch_model.safetensors"} <= calls["files"]
-    assert not [f for f in calls["files"] if f.startswith(("checkpoint", "logs", "validation", "."))]
-
-
 def test_help_is_grouped_and_runs_as_a_script():
     out = subprocess.run(
         [sys.executable, ROOT / "train_add.py", "--help"],

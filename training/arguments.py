@@ -165,6 +165,10 @@ def _hub(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("publishing").add_argument
     add("--push_to_hub", action="store_true", help="Upload the published model (no checkpoints, no logs) at the end.")
     add("--hub_model_id", default=None, help="Repo to push to; the name of --output_dir where not given.")
+    add("--hub_private_repo", action="store_true", default=None, help="Make the new repo private; a public one that "
+        "exists is refused.")
+    add("--push_every_checkpoint", action="store_true", help="Also push the student of each checkpoint, without "
+        "optimizer state, to the branch `checkpoints`.")
     add("--hub_token", default=None, help="Token to push with; the one of `hf auth login` where not given.")
 
 
@@ -181,6 +185,8 @@ def _hardware(parser: argparse.ArgumentParser) -> None:
         "UNet, and of the base under --use_lora: 8bit and 4bit (NF4) are bitsandbytes'. Default: the run's.")
     add("--decode_crop_size", type=int, default=None, help="Decode only a random square of so many pixels of each "
         "image for the losses, the same one of the real image; a multiple of 8. Decoding is most of a step's cost.")
+    add("--decode_crop_halo", type=int, default=4, help="Latents decoded around --decode_crop_size and thrown away, so "
+        "that the crop's border sees what surrounds it: 0 is cheapest, 8 nearly equals the full decode.")
     add("--pretrained_tiny_vae_model", default=None, help="An AutoencoderTiny of the student's latent space (such as "
         "madebyollin/taesd, madebyollin/taesdxl) that decodes for the losses. The published model keeps the full one.")
     add("--cache_dir_latents", default=None, help="Folder for latents, caption embeddings, c_text and c_img of the "

@@ -26,6 +26,7 @@ class BatchMaker:
             model.
         embeddings: of images and captions, computed or read from the cache.
         last_timestep: s at which c_img is zeroed, or None to keep it everywhere.
+        dtype: of the captions' embeddings, the run's precision.
     """
 
     args: argparse.Namespace
@@ -36,6 +37,7 @@ class BatchMaker:
     settings: DrawSettings
     last_timestep: int | None
     device: torch.device
+    dtype: torch.dtype
 
     @torch.no_grad()
     def __call__(self, loaded: dict, iteration: int) -> Batch:
@@ -67,7 +69,8 @@ class BatchMaker:
         )
 
     def _condition(self, family: Family, captions: list[str], sizes: dict) -> Condition:
-        return family.condition(self.embeddings.captions(family, captions), sizes)
+        embedded = self.embeddings.captions(family, captions)
+        return family.condition({name: value.to(self.dtype) for name, value in embedded.items()}, sizes)
 
     def _teacher_conditions(self, captions: list[str], sizes: dict) -> TeacherConditions | None:
         if self.args.distillation_weight == 0:

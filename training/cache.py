@@ -30,7 +30,7 @@ from .embeddings import OnlineEmbeddings
 from .families import Family
 from .fingerprint import difference, model_fingerprint
 from .manifest import write_text
-from .resolve import HALF
+from .resolve import HALF, guiding_prompts
 from .sampler import SampleKey
 from .samples import SampleReader, caption_options
 
@@ -85,22 +85,21 @@ def open_cache(
     rows: datasets.Dataset,
     reader: SampleReader,
     families: dict[str, Family],
-    prompts: Sequence[str],
+    fingerprint: dict,
     make_encoders: Callable[[], OnlineEmbeddings],
 ) -> CachedEmbeddings:
     """The cache in `--cache_dir_latents`; made first where there is none yet, each process doing its share.
 
     Args:
         families: by name, "student" and, where it is another, "teacher"; their weights are loaded.
-        prompts: beside the captions that are embedded.
+        fingerprint: of `cache_fingerprint`.
         make_encoders: called only if something is to be computed.
 
     Raises:
         ArgumentError: the folder holds a cache of something else.
     """
-    folder = Path(args.cache_dir_latents)
-    fingerprint = cache_fingerprint(args, accelerator, rows, families, prompts)
-    if not check_cache(args, fingerprint):
+    folder, prompts = Path(args.cache_dir_latents), fingerprint["prompts"]
+    if not is_there(args, fingerprint):
         dtype = np.float16 if accelerator.mixed_precision in HALF else np.float32
         _write(folder, fingerprint, accelerator, rows, reader, families, prompts, make_encoders(), dtype)
     captions = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
@@ -117,15 +116,14 @@ def cache_fingerprint(
     accelerator: Accelerator,
     rows: datasets.Dataset,
     families: dict[str, Family],
-    prompts: Sequence[str],
 ) -> dict:
-    """What decides the numbers in the cache."""
+    """What decides the numbers in the cache. Needs no weights."""
     found = {
         "data": rows._fingerprint,
         "samples": len(rows),
         "resolution": args.resolution,
         "precision": accelerator.mixed_precision,
-        "prompts": list(prompts),
+        "prompts": list(guiding_prompts(args)),
         "scaling_factor": families["student"].scaling_factor,
         "vae": model_fingerprint(*families["student"].vae_place()),
     }
@@ -140,7 +138,7 @@ def cache_fingerprint(
     return found
 
 
-def check_cache(args: argparse.Namespace, fingerprint: dict) -> bool:
+def is_there(args: argparse.Namespace, fingerprint: dict) -> bool:
     """Whether a whole cache of `fingerprint` is there. Raises: ArgumentError: there is one of something else."""
     path = Path(args.cache_dir_latents, FINGERPRINT)
     if not path.is_file():

@@ -48,7 +48,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
     )  # fmt: skip
     positive = ("learning_rate", "discriminator_learning_rate", "max_grad_norm", "adam_epsilon", "lora_alpha")
     not_negative = ("adversarial_weight", "distillation_weight", "r1_gamma", "adam_weight_decay", "lr_warmup_steps",
-                    "dataloader_num_workers", "seed")  # fmt: skip
+                    "dataloader_num_workers", "seed", "decode_crop_halo")  # fmt: skip
     fractions = (
         "adam_beta1",
         "adam_beta2",
@@ -174,10 +174,10 @@ def _check_memory(args: argparse.Namespace) -> None:
 
 def _check_output(args: argparse.Namespace) -> None:
     _require(not os.path.isfile(args.output_dir), "output_dir", args.output_dir, "this is a file; name a folder")
-    if args.hub_token is not None or args.hub_model_id is not None:
-        flag = "hub_model_id" if args.hub_token is None else "hub_token"
-        value = args.hub_model_id if args.hub_token is None else "***"
-        _require(args.push_to_hub, flag, value, "add --push_to_hub, or nothing is pushed")
+    for flag in ("hub_model_id", "hub_token", "hub_private_repo", "push_every_checkpoint"):
+        value = getattr(args, flag)
+        shown = "***" if flag == "hub_token" else value
+        _require(not value or args.push_to_hub, flag, shown, "add --push_to_hub, or nothing is pushed")
     if args.hub_token is not None:
         _require(
             args.report_to != "wandb",

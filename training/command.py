@@ -7,6 +7,7 @@ from .arguments import ArgumentError
 from .checks import check_arguments
 from .families import Family, open_families
 from .loop import train
+from .publish_layout import PublishError
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, family: type[Family]) -> None:
@@ -21,3 +22,5 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, fam
         train(*open_families(args, family), args)
     except ArgumentError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
+    except PublishError as error:  # the model is in --output_dir all the same
+        parser.exit(1, f"{parser.prog}: error: {error}\n")

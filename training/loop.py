@@ -20,15 +20,16 @@ from pipelines import student_scheduler
 
 from . import networks, resolve, setup
 from .batches import BatchMaker
-from .cache import open_cache
+from .cache import cache_fingerprint, is_there, open_cache
 from .checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from .data import load_image_text_dataset, make_dataloader
 from .embeddings import Embeddings, OnlineEmbeddings
 from .families import Family
-from .lora import fuse_lora, save_lora
 from .metrics import Metrics
 from .optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
-from .publish import push_published, save_published
+from .output import write_output
+from .publish import check_push, push_published
+from .publish_checkpoints import CheckpointPusher
 from .sampler import derive_seed
 from .samples import SampleReader
 from .state import RunState
@@ -94,9 +95,17 @@ class Trainer:
         if args.distillation_weight > 0 and student.scaling_factor != teacher.scaling_factor:
             networks.check_other_latent_space(args)
         self.accelerator = setup.make_accelerator(args)
+        self.pusher = None
+        if args.push_to_hub and self.accelerator.is_main_process:
+            check_push(args, args.hub_private_repo)
+            self.pusher = CheckpointPusher(args, args.hub_private_repo) if args.push_every_checkpoint else None
         resume_from = self._checkpoint_to_resume()
         self.seed = self._choose_seed(resume_from)
         self._load_data()
+        self.families = {"student": student} | ({} if teacher is student else {"teacher": teacher})
+        if args.cache_dir_latents is not None:
+            self.fingerprint = cache_fingerprint(args, self.accelerator, self.rows, self.families)
+            is_there(args, self.fingerprint)  # refuses another one
         self._load_networks()
         self.metrics = Metrics()
         self.recent_ids: deque[list[int]] = deque(maxlen=READ_EVERY)
@@ -167,23 +176,22 @@ class Trainer:
         self.step = networks.make_step(args, self.networks, prepared, discriminator, self.schedules, accelerator)
         self.make_batch = BatchMaker(
             args, student, teacher, self.networks.latents, self.embeddings, resolve.draw_settings(args, self.seed),
-            None if args.condition_image_at_last_timestep else len(self.schedules[0]) - 1, device,
+            None if args.condition_image_at_last_timestep else len(self.schedules[0]) - 1, device, dtype,
         )  # fmt: skip
 
     def _make_embeddings(self, dtype: torch.dtype, device: torch.device) -> Embeddings:
         """The encoders, or the cache in their place."""
-        args, student, teacher = self.args, self.student_family, self.teacher_family
+        args = self.args
 
         def encoders() -> OnlineEmbeddings:
             return OnlineEmbeddings(self.networks.latents, *networks.load_conditions(args, device, dtype))
 
         if args.cache_dir_latents is None:
             return encoders()
-        families = {"student": student} | ({} if teacher is student else {"teacher": teacher})
         embeddings = open_cache(
-            args, self.accelerator, self.rows, self.reader, families, resolve.guiding_prompts(args), encoders
+            args, self.accelerator, self.rows, self.reader, self.families, self.fingerprint, encoders
         )
-        for family in families.values():
+        for family in self.families.values():
             family.move_text_encoders(torch.device("cpu"))
         return embeddings
 
@@ -310,36 +318,31 @@ class Trainer:
         if self.accelerator.is_main_process:
             tensors, state = self.state.save(self.args, self.accelerator)
             save_checkpoint(self.args.output_dir, self.state.step, tensors, state, self.args.checkpoints_total_limit)
+            if self.pusher is not None:
+                self.pusher.push(self._write, self.state.step)
         self.accelerator.wait_for_everyone()
+
+    def _write(self, folder: Path) -> None:
+        facts = {
+            "iterations": self.state.step,
+            "effective batch": self.global_batch,
+            "seed": self.seed,
+            "prediction type": self.schedules[0].prediction_type,
+        }
+        with averaged(self.state.student, self.state.ema) as student:
+            write_output(self.args, folder, self.student_family, student, self._scheduler(), facts)
 
     def _finish(self) -> None:
         accelerator, args = self.accelerator, self.args
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            self._publish()
+            self._write(Path(args.output_dir))
             logger.info("Saved the student to %s", Path(args.output_dir).resolve())
+            if self.pusher is not None:
+                self.pusher.close()
             if args.push_to_hub:
-                push_published(args)
+                push_published(args, args.hub_private_repo)
         accelerator.end_training()
-
-    def _publish(self) -> None:
-        """Write the published layout. Frozen parts that ran in another precision are loaded again as they came."""
-        args, family = self.args, self.student_family
-        with averaged(self.state.student, self.state.ema) as student:
-            if args.use_lora:
-                save_lora(student, family.pipeline_class, args.output_dir)
-                self._scheduler().save_pretrained(Path(args.output_dir, "scheduler"))
-            if args.use_lora and not args.fuse_lora:
-                return
-            cpu = torch.device("cpu")
-            if resolve.frozen_dtype(self.accelerator) != torch.float32:
-                family.load_text_encoders(torch.float32, cpu)
-                family.load_vae(torch.float32, cpu)
-            unet = family.load_unet(torch.float32, cpu) if args.use_lora else student
-            pipeline = family.pipeline(unet, self._scheduler())
-            if args.use_lora:
-                fuse_lora(pipeline, args.output_dir)
-            save_published(pipeline, args.output_dir)
 
 
 def _windows(loader: Iterator[dict], size: int) -> Iterator[list[dict]]:

@@ -12,16 +12,18 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from discriminator import Discriminator, FeatureNetwork, ImageCondition, TextCondition
 from distillation.latents import LatentSpace
 from distillation.schedule import NoiseSchedule
+from distillation.student import Condition
 from distillation.teacher import Teacher
 
 from .arguments import NONE, ArgumentError
 from .families import Family
 from .lora import add_lora, without_adapter
-from .quantization import quantize_linears
+from .quantization import keep_norms_in_float32, quantize_linears
 from .resolve import HALF, guidance_scale
 from .step import ADDStep
 
 logger = logging.getLogger(__name__)
+QUANTIZED = ("8bit", "4bit")
 
 
 @dataclass
@@ -52,7 +54,7 @@ def load_diffusers(
     """
     student.load_text_encoders(dtype, device)
     student.load_vae(dtype, device)
-    latents = LatentSpace(student.vae, _tiny_decoder(args, dtype, device))
+    latents = LatentSpace(student.vae, _tiny_decoder(args, dtype, device), args.decode_crop_halo)
     teacher_latents = None
     distils = args.distillation_weight > 0
     if distils and teacher is not student:
@@ -107,6 +109,8 @@ def _load_student(
     """The trainable UNet: all of it in float32, or adapters in float32 on a base in the run's precision."""
     if args.use_lora:
         base = _load_frozen(family, args.teacher_precision, dtype, device)
+        if args.teacher_precision in QUANTIZED:
+            keep_norms_in_float32(base)
         try:
             add_lora(base, args)
         except ValueError as error:
@@ -122,7 +126,7 @@ def _load_frozen(
     family: Family, precision: str | None, dtype: torch.dtype, device: torch.device
 ) -> UNet2DConditionModel:
     """A frozen UNet in `--teacher_precision`, or in the run's own."""
-    if precision in ("8bit", "4bit"):
+    if precision in QUANTIZED:
         # bitsandbytes computes in half precision; bf16 has the range that fp16 lacks.
         half = dtype if dtype in HALF.values() else torch.bfloat16
         return quantize_linears(family.load_unet(half, device), int(precision[0]))
@@ -132,9 +136,12 @@ def _load_frozen(
 def _in_own_precision(unet: UNet2DConditionModel) -> Callable:
     """`unet` as a callable that computes in the precision of its weights, whatever the run's is."""
 
+    def cast(condition: Condition) -> Condition:
+        return {k: cast(v) if isinstance(v, dict) else v.to(unet.dtype) for k, v in condition.items()}
+
     def call(x_t: torch.Tensor, t: torch.Tensor, **condition):
-        with torch.autocast(x_t.device.type, dtype=unet.dtype, enabled=unet.dtype != torch.float32):
-            return unet(x_t, t, **condition)
+        with torch.autocast(x_t.device.type, enabled=False):
+            return unet(x_t.to(unet.dtype), t, **cast(condition))
 
     return call
 

@@ -32,10 +32,16 @@ def _quantized(layers, linear: nn.Linear, bits: int) -> nn.Module:
     else:
         new = layers.Linear4bit(*size, compute_dtype=weight.dtype, quant_type="nf4")
         new.weight = layers.Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4", module=new)
+        # Else some CPUs repack the weights in place at the first inference, which small layers don't survive.
+        new.support_avx512bf16_for_cpu = False
     new.bias = linear.bias
     return new.to(device)  # quantizes
 
 
-def quantized_bytes(network: nn.Module) -> int:
-    """Bytes of a network's parameters as they lie in memory."""
-    return sum(p.numel() * p.element_size() for p in network.parameters())
+def keep_norms_in_float32(network: nn.Module) -> nn.Module:
+    """For training an adapter on a quantized base: bitsandbytes hands float32 on as float32, which norms in half
+    precision refuse. In place."""
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            module.float()
+    return network

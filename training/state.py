@@ -16,7 +16,8 @@ from .optimizer_state import load_optimizer_tensors, optimizer_tensors
 # Changing one of these in mid-run would train something else from the checkpoint on.
 FIXED_ARGUMENTS = (
     "pretrained_teacher_model", "revision", "pretrained_student_model", "student_revision",
-    "use_lora", "lora_rank", "lora_alpha", "lora_target_modules", "pretrained_tiny_vae_model", "decode_crop_size",
+    "use_lora", "lora_rank", "lora_alpha", "lora_target_modules", "pretrained_tiny_vae_model",
+    "decode_crop_size", "decode_crop_halo",
     "dataset_name", "dataset_config_name", "train_data_dir",
     "max_train_samples", "streaming", "resolution", "student_timesteps", "zero_terminal_snr",
     "adversarial_weight", "distillation_weight", "distillation_weighting", "distillation_space",

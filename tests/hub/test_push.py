@@ -168,7 +168,7 @@ def test_training_with_push_to_hub(hub, world, tmp_path):
     train_add.main(tiny_world.flags(world, tmp_path / "fox", "--push_to_hub", "--hub_token", WRITE,
                                     "--hub_model_id", "user/red-fox", "--checkpointing_steps", 1))  # fmt: skip
     files = hub.files("user/red-fox").keys()
-    assert LAYOUT - {"README.md", "samples.png"} <= files <= LAYOUT
+    assert files == LAYOUT - {"samples.png"}
     assert len(hub.titles("user/red-fox")) == 2
 
 

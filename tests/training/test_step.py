@@ -1,36 +1,11 @@
 """One iteration on small real networks: what it computes, what it moves and what it must leave alone."""
 
-import hashlib
-from itertools import islice
-
 import pytest
 import torch
 
-from tests import tiny_world
-from training.arguments import make_parser
-from training.data import make_dataloader
-from training.families import StableDiffusion, open_families
-from training.loop import Trainer, iterate
+from tests.trainers import digest, make_batches, make_trainer
+from training.loop import iterate
 from training.step import frozen
-
-
-def make_trainer(world, tmp_path, *extra):
-    argv = tiny_world.flags(world, tmp_path / "out", *extra)
-    args = make_parser("test").parse_args(argv)
-    return Trainer(*open_families(args, StableDiffusion), args)
-
-
-def make_batches(trainer, batch_size=4, count=1):
-    loader = make_dataloader(trainer.rows, trainer.reader, batch_size=batch_size)
-    return [trainer.make_batch(loaded, 0) for loaded in islice(loader, count)]
-
-
-def digest(module):
-    """Hash of every parameter and buffer."""
-    h = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        h.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return h.hexdigest()
 
 
 def gradients(module):
@@ -47,7 +22,7 @@ def same(a, b):
 @pytest.mark.parametrize("prediction", ["world", "v_world"])
 def test_adversarial_gradient_reaches_the_student_through_decoder_and_vit(prediction, request, tmp_path):
     """With L_adv alone the only way to the student's weights leads through F and the decoder."""
-    trainer = make_trainer(request.getfixturevalue(prediction), tmp_path, "--distillation_weight", 0)
+    trainer = make_trainer(request.getfixturevalue(prediction), tmp_path / "out", "--distillation_weight", 0)
     batch = make_batches(trainer)[0]
     trainer.step.student_losses(batch, trainer.step.sample(batch))["total"].backward()
     missing = [n for n, p in trainer.state.student.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -62,7 +37,7 @@ def test_adversarial_gradient_reaches_the_student_through_decoder_and_vit(predic
 
 
 def test_discriminator_losses_do_not_touch_the_student(world, tmp_path):
-    trainer = make_trainer(world, tmp_path)
+    trainer = make_trainer(world, tmp_path / "out")
     batch = make_batches(trainer)[0]
     sample = trainer.step.sample(batch)
     trainer.step.discriminator_losses(batch, sample)["total"].backward()
@@ -72,7 +47,7 @@ def test_discriminator_losses_do_not_touch_the_student(world, tmp_path):
 
 def test_student_step_leaves_the_discriminator_as_it_was(world, tmp_path):
     """Weights, spectral norm's buffers, gradients, mode and trainability."""
-    trainer = make_trainer(world, tmp_path)
+    trainer = make_trainer(world, tmp_path / "out")
     batch = make_batches(trainer)[0]
     heads = trainer.state.heads
     sample = trainer.step.sample(batch)
@@ -87,7 +62,7 @@ def test_student_step_leaves_the_discriminator_as_it_was(world, tmp_path):
 
 def test_discriminator_step_does_move_spectral_norm_buffers(world, tmp_path):
     """The check above would also pass if nothing ever moved them."""
-    trainer = make_trainer(world, tmp_path)
+    trainer = make_trainer(world, tmp_path / "out")
     batch = make_batches(trainer)[0]
     before = digest(trainer.state.heads)
     trainer.step.discriminator_losses(batch, trainer.step.sample(batch))
@@ -105,7 +80,7 @@ def test_frozen_restores_only_what_it_froze():
 
 
 def test_teacher_and_feature_network_never_change_and_both_players_do(world, tmp_path):
-    trainer = make_trainer(world, tmp_path)
+    trainer = make_trainer(world, tmp_path / "out")
     still = [
         trainer.networks.teacher,
         trainer.student_family.vae,
@@ -123,7 +98,7 @@ def test_teacher_and_feature_network_never_change_and_both_players_do(world, tmp
 
 def test_one_forward_one_decode_an_iteration(world, tmp_path):
     """Latent distillation: the student runs once and the decoder once, shared by both steps; the teacher once."""
-    trainer = make_trainer(world, tmp_path, "--distillation_space", "latent")
+    trainer = make_trainer(world, tmp_path / "out", "--distillation_space", "latent")
     calls = {"student": 0, "teacher": 0, "decoder": 0}
     for name, module in (
         ("student", trainer.state.student),
@@ -137,7 +112,7 @@ def test_one_forward_one_decode_an_iteration(world, tmp_path):
 
 def test_student_is_judged_by_the_updated_discriminator(world, tmp_path):
     """Strictly in sequence: L_adv in an iteration comes from the heads after their step."""
-    trainer = make_trainer(world, tmp_path, "--discriminator_learning_rate", 1e-2)
+    trainer = make_trainer(world, tmp_path / "out", "--discriminator_learning_rate", 1e-2)
     batch = make_batches(trainer)[0]
     with torch.no_grad():
         before = trainer.step.student_losses(batch, trainer.step.sample(batch))["loss/adversarial"]
@@ -154,13 +129,13 @@ def test_accumulated_batch_is_the_same_batch(world, tmp_path, monkeypatch):
     extra = ("--learning_rate", 1e-4, "--discriminator_learning_rate", 1e-4, "--max_grad_norm", 1e9)
     results = []
     for batch_size, count in ((4, 1), (1, 4)):
-        trainer = make_trainer(world, tmp_path, *extra)
+        trainer = make_trainer(world, tmp_path / "out", *extra)
         trainer.state.heads.eval()
         iterate(trainer.step, make_batches(trainer, batch_size, count), trainer.state.updaters, trainer.accelerator)
         results.append(
             [p.detach().clone() for m in (trainer.state.student, trainer.state.heads) for p in m.parameters()]
         )
-    start = make_trainer(world, tmp_path, *extra)
+    start = make_trainer(world, tmp_path / "out", *extra)
     initial = [p.detach() for m in (start.state.student, start.state.heads) for p in m.parameters()]
     moved = torch.cat([(a - i).flatten() for a, i in zip(results[0], initial)])
     difference = torch.cat([(a - b).flatten() for a, b in zip(*results)])
@@ -171,8 +146,8 @@ def test_accumulated_batch_is_the_same_batch(world, tmp_path, monkeypatch):
 @pytest.mark.parametrize("weighting", ["exponential", "sds", "uniform", "nfsd"])
 @pytest.mark.parametrize("space", ["pixel", "latent"])
 def test_every_weighting_and_space_trains(world, tmp_path, weighting, space):
-    trainer = make_trainer(world, tmp_path, "--distillation_weighting", weighting, "--distillation_space", space,
-                           "--adversarial_weight", 0)  # fmt: skip
+    flags = ("--distillation_weighting", weighting, "--distillation_space", space, "--adversarial_weight", 0)
+    trainer = make_trainer(world, tmp_path / "out", *flags)
     before = digest(trainer.state.student)
     values, skipped = iterate(trainer.step, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
     assert skipped == 0
@@ -183,18 +158,20 @@ def test_every_weighting_and_space_trains(world, tmp_path, weighting, space):
 def test_image_condition_is_dropped_where_the_student_sees_noise(world, tmp_path):
     """c = [c_text, c_img]; the c_img half is zero exactly for the samples at s = 999 (and kept on request)."""
     flags = ("--student_timestep_probabilities", 0.25, 0.25, 0, 0.5)
-    batch = make_batches(make_trainer(world, tmp_path, *flags), batch_size=16)[0]
+    batch = make_batches(make_trainer(world, tmp_path / "out", *flags), batch_size=16)[0]
     is_last = batch.draws.s == 999
     assert 0 < is_last.sum() < 16
     assert torch.equal(batch.c[:, 32:].abs().sum(1) == 0, is_last)
     assert (batch.c[:, :32].norm(dim=1) - 1).abs().max() < 1e-4
-    kept = make_batches(make_trainer(world, tmp_path, *flags, "--condition_image_at_last_timestep"), batch_size=16)[0]
+    kept = make_batches(
+        make_trainer(world, tmp_path / "out", *flags, "--condition_image_at_last_timestep"), batch_size=16
+    )[0]
     assert (kept.c[:, 32:].norm(dim=1) - 1).abs().max() < 1e-4
 
 
 def test_non_finite_loss_reaches_no_weight(world, tmp_path):
     """A NaN planted in an image and in the student's noise: both updates are skipped, weights and moments stay."""
-    trainer = make_trainer(world, tmp_path)
+    trainer = make_trainer(world, tmp_path / "out")
     good, bad = make_batches(trainer, count=2)
     iterate(trainer.step, [good], trainer.state.updaters, trainer.accelerator)
     before = [digest(trainer.state.student), digest(trainer.step.discriminator.heads)]

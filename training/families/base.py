@@ -37,12 +37,17 @@ class Family:
         vae_name: str | None = None,
     ):
         """`name` is a Hub id or a folder; `vae_name`, one whose autoencoder is taken in place of the repo's own."""
+        self.source = (name, revision, variant, cache_dir, vae_name)
         self.name, self.vae_name = name, vae_name
         self.where = {"revision": revision, "cache_dir": cache_dir}
         self.variant = variant
         self.index = DiffusionPipeline.load_config(name, **self.where)
         self.scheduler: SchedulerMixin = DDPMScheduler.from_pretrained(name, subfolder="scheduler", **self.where)
         self.vae_config = AutoencoderKL.load_config(**self._vae_source())
+
+    def unloaded(self) -> "Family":
+        """The same repo without its weights."""
+        return type(self)(*self.source)
 
     @property
     def scaling_factor(self) -> float:

@@ -1,0 +1,32 @@
+"""A trainer as the scripts make it, and batches for it, without running anything."""
+
+import hashlib
+from itertools import islice
+
+from tests import tiny_world
+from training.arguments import make_parser
+from training.checks import check_arguments
+from training.data import make_dataloader
+from training.families import StableDiffusion, open_families
+from training.loop import Trainer
+
+
+def make_trainer(world, output_dir, *extra, family=StableDiffusion):
+    """A `Trainer` of `family` in `world` with the flags of `tiny_world.flags` and `extra`."""
+    args = make_parser("test").parse_args(tiny_world.flags(world, output_dir, *extra))
+    check_arguments(args)
+    return Trainer(*open_families(args, family), args)
+
+
+def make_batches(trainer, batch_size=4, count=1):
+    """The first batches of the trainer's data, as iteration 0 would have them."""
+    loader = make_dataloader(trainer.rows, trainer.reader, batch_size=batch_size)
+    return [trainer.make_batch(loaded, 0) for loaded in islice(loader, count)]
+
+
+def digest(module):
+    """Hash of every parameter and buffer."""
+    h = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        h.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()
