@@ -58,17 +58,16 @@ def load_pipeline(spec: PipelineSpec, device: str) -> DiffusionPipeline:
     """Load the pipeline for text-to-image, or as what its repository names where diffusers has no such task for it.
 
     No code from a repository is run: a pipeline class that diffusers lacks is refused.
+
+    Raises:
+        EvaluationError: no such repository, or it cannot be reached.
     """
-    where = {"revision": spec.revision, "variant": spec.variant, "dtype": getattr(torch, spec.torch_dtype)}
-    parts = {}
-    if spec.unet:
-        parts["unet"] = UNet2DConditionModel.from_pretrained(spec.unet, dtype=where["dtype"], variant=spec.variant)
     try:
-        pipeline = AutoPipelineForText2Image.from_pretrained(spec.model, **where, **parts)
-    except ValueError as error:
-        if "AutoPipeline" not in str(error):
-            raise
-        pipeline = DiffusionPipeline.from_pretrained(spec.model, **where, **parts)
+        pipeline = _load_parts(spec)
+    except OSError as error:
+        raise EvaluationError(
+            f"--model {spec.model}: cannot be loaded ({error}). Give a pipeline's folder, or its Hub id while online."
+        ) from error
     if spec.scheduler or spec.scheduler_args:
         kind = getattr(diffusers, spec.scheduler) if spec.scheduler else type(pipeline.scheduler)
         pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **spec.scheduler_args)
@@ -78,3 +77,16 @@ def load_pipeline(spec: PipelineSpec, device: str) -> DiffusionPipeline:
         pipeline.safety_checker = None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _load_parts(spec: PipelineSpec) -> DiffusionPipeline:
+    where = {"revision": spec.revision, "variant": spec.variant, "dtype": getattr(torch, spec.torch_dtype)}
+    parts = {}
+    if spec.unet:
+        parts["unet"] = UNet2DConditionModel.from_pretrained(spec.unet, dtype=where["dtype"], variant=spec.variant)
+    try:
+        return AutoPipelineForText2Image.from_pretrained(spec.model, **where, **parts)
+    except ValueError as error:
+        if "AutoPipeline" not in str(error):
+            raise
+        return DiffusionPipeline.from_pretrained(spec.model, **where, **parts)

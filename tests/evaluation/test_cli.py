@@ -95,6 +95,10 @@ def test_module_runs_and_errors_have_no_traceback(tmp_path):
         ),
         (["generate", "--model", "a/b", "--output_dir", "x", "--prompts", "absent.txt"], "absent.txt: No such file"),
         (["generate", "--model", "/no", "--output_dir", "x", "--prompts", "absent.txt"], "--model /no"),
+        (
+            ["generate", "--model", "no/such-repo", "--output_dir", "{empty}", "--prompts", "{run}/p.txt"],
+            "--model no/such-repo",
+        ),
         (["measure", "{run}"], "--reference FOLDER or by --dataset_name"),
         (["measure", "{run}", "--reference", "{empty}"], "holds 0 images"),
         (["measure", "{run}", "--metrics", "clip_score", "--clip_model", "{empty}"], "--clip_model"),
@@ -104,6 +108,7 @@ def test_module_runs_and_errors_have_no_traceback(tmp_path):
 def test_errors_name_the_flag_and_the_mend(tmp_path, capsys, words, message):
     run, empty = make_run(tmp_path / "run", 90).folder, tmp_path / "empty"
     empty.mkdir()
+    (run / "p.txt").write_text("a cat")
     assert main([word.format(run=run, empty=empty) for word in words]) == 2
     assert message in capsys.readouterr().err
 
