@@ -1,5 +1,8 @@
 """The discriminator as a whole: augmentation, frozen features, trainable heads (ADD, section 3.2)."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from discriminator.augment import diff_augment
@@ -9,7 +12,7 @@ from discriminator.preprocess import fit_to_input_size
 
 
 class Discriminator(nn.Module):
-    """Feature network F and heads. `heads(features(images), condition)` are the logits `(B, K, N)`.
+    """Feature network F and heads. `judge(heads, features(real), features(fake), condition)` gives the logits.
 
     The two halves are called apart, because R1 (ADD, eq. 3) differentiates with respect to what lies between them.
 
@@ -18,6 +21,7 @@ class Discriminator(nn.Module):
         heads: trainable. In eval mode a forward pass leaves its buffers (spectral norm) alone, which is the mode for
             the student's step.
         augment: whether `features` applies DiffAugment.
+        mixes: whether real and generated samples are normalized together.
     """
 
     def __init__(
@@ -31,7 +35,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.feature_network = feature_network
         self.heads = DiscriminatorHeads(feature_network.width, feature_network.num_taps, condition_dim, norm)
-        self.augment = augment
+        self.augment, self.mixes = augment, norm == "mixed_batch"
 
     def features(self, images: Tensor, uniform: Tensor, crop: tuple[float, float, float]) -> tuple[Tensor, ...]:
         """Features of augmented images, fitted to F's input size: K tensors `(B, C, N)`, in the dtype F gives them.
@@ -47,3 +51,26 @@ class Discriminator(nn.Module):
             images = diff_augment(images, uniform)
         images = fit_to_input_size((images + 1) / 2, self.feature_network.input_size, crop)
         return self.feature_network(images)
+
+    def judge(
+        self, heads: Callable, real: tuple[Tensor, ...], fake: tuple[Tensor, ...], condition: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of real and of generated images, `(B, K, N)` each.
+
+        Args:
+            heads: of this discriminator, perhaps wrapped for distribution.
+            real, fake: K features `(B, C, N)` each; sample i of both has the condition i.
+            condition: `(B, D)` or None.
+        """
+        if not self.mixes:
+            return heads(real, condition), heads(fake, condition)
+        # Side by side, so that every virtual group holds as many of one kind as of the other.
+        pairs = tuple(torch.stack([r, f], dim=1).flatten(0, 1) for r, f in zip(real, fake))
+        logits = heads(pairs, None if condition is None else condition.repeat_interleave(2, dim=0))
+        return logits[0::2], logits[1::2]
+
+    def judge_fake(
+        self, heads: Callable, real: tuple[Tensor, ...], fake: tuple[Tensor, ...], condition: Tensor | None
+    ) -> Tensor:
+        """The second half of `judge`, without the work of the first where that is not needed for it."""
+        return self.judge(heads, real, fake, condition)[1] if self.mixes else heads(fake, condition)

@@ -54,21 +54,22 @@ class VirtualBatchNorm(nn.Module):
         return virtual_batch_norm(x, self.weight, self.bias, self.group_size, self.eps)
 
 
-NORMS = ("virtual_batch", "group")
+NORMS = ("virtual_batch", "mixed_batch", "group")
 GROUPS = 8  # of channels, for group norm
 
 
 def make_norm(norm: str, channels: int) -> nn.Module:
-    """The heads' normalization: `virtual_batch` (StyleGAN-T) or `group`, GroupNorm over each sample by itself.
+    """The heads' normalization: `virtual_batch` (StyleGAN-T), `mixed_batch`, or `group`.
 
-    A virtual group holds only real or only generated samples, so batch norm takes away the difference of their means,
-    and on a device with one or two samples nearly all there is to see. Group norm leaves the mean of a channel relative
-    to its group's, and a sample's logits do not depend on its neighbours.
+    With `virtual_batch` a group holds only real or only generated samples, so batch norm takes away the difference of
+    their means, and on a device with one or two samples nearly all there is to see. With `mixed_batch` it is the same
+    norm over groups of four real and four generated samples (see `Discriminator.judge`), where that difference stays.
+    `group` is GroupNorm over each sample by itself: a sample's logits do not depend on its neighbours.
 
     Raises:
         ValueError: an unknown norm.
     """
-    if norm == "virtual_batch":
+    if norm in ("virtual_batch", "mixed_batch"):
         return VirtualBatchNorm(channels)
     if norm == "group":
         return nn.GroupNorm(GROUPS, channels)

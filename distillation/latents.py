@@ -6,12 +6,6 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
-# Latents decoded around a window and thrown away, so that pixels at its border have seen what surrounds them. Each
-# costs as much as a latent inside; the decoder's attention and group norms see the whole image, so no finite number
-# makes the crop equal to the full decode.
-HALO = 4
-
-
 @dataclass(frozen=True)
 class Window:
     """A square of a latent grid: `top` and `left` corner and `size`, in latents."""
@@ -42,10 +36,14 @@ class LatentSpace:
     Attributes:
         vae: frozen; encodes, and decodes unless there is a `decoder`.
         decoder: a small stand-in for the decoder of the same space (TAESD), or None.
+        halo: latents decoded around a window and thrown away, so that pixels at its border have seen what surrounds
+            them. A decoder's attention and group norms see the whole image, so no finite halo makes the window equal
+            to that of a full decode; it comes nearer with each.
     """
 
     vae: AutoencoderKL
     decoder: AutoencoderTiny | None = None
+    halo: int = 4
 
     @property
     def factor(self) -> int:
@@ -68,8 +66,8 @@ class LatentSpace:
         """
         if window is None:
             return self._decode(z)
-        top, left = max(0, window.top - HALO), max(0, window.left - HALO)
-        bottom, right = window.top + window.size + HALO, window.left + window.size + HALO
+        top, left = max(0, window.top - self.halo), max(0, window.left - self.halo)
+        bottom, right = window.top + window.size + self.halo, window.left + window.size + self.halo
         images = self._decode(z[..., top:bottom, left:right])
         return Window(window.top - top, window.left - left, window.size).of_pixels(images, self.factor)
 

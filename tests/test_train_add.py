@@ -174,6 +174,8 @@ def test_validation_grids_and_tensorboard(world, tmp_path):
         ("--mixed_precision", "bf16", "--validation_prompts", "one"),
         ("--random_flip", "--center_crop", "--no_diffaugment", "--r1_gamma", 0, "--lr_scheduler", "linear"),
         ("--discriminator_input_size", 24),
+        ("--discriminator_norm", "mixed_batch", "--r1_gamma", 1e-2),
+        ("--discriminator_norm", "group", "--gradient_accumulation_steps", 2),
         ("--streaming", "--lr_warmup_steps", 0),
         ("--student_timesteps", 699, 799, 899, 999),
     ],

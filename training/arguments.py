@@ -114,7 +114,8 @@ def _discriminator(parser: argparse.ArgumentParser) -> None:
     add("--condition_image_at_last_timestep", action="store_true", help="Keep c_img where the student's input is pure "
         "noise. By default it is zeroed there: the student cannot know x0, and would be pushed to the mean.")
     add("--discriminator_norm", choices=NORMS, default="virtual_batch", help="Of the heads: batch norm in virtual "
-        "groups of 8 (StyleGAN-T), or group norm, which treats every sample by itself and suits small batches.")
+        "groups of 8 (StyleGAN-T); the same over groups of real and generated samples together, with which the "
+        "discriminator learns faster; or group norm, which treats every sample by itself and suits small batches.")
     add("--no_diffaugment", action="store_true", help="Show the discriminator unaugmented images.")
 
 

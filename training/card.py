@@ -31,7 +31,8 @@ MEASURED_FILE = "measured.json"
 TEMPLATE = Path(__file__).parent / "card_template.md"
 # Of no use to a reader of the card, or nobody's business. Whatever has "token" in its name is left out besides.
 _PRIVATE = {"push_to_hub", "push_every_checkpoint", "hub_private_repo", "hub_model_id", "output_dir", "logging_dir",
-            "cache_dir", "cache_dir_latents", "report_to", "tracker_project_name", "resume_from_checkpoint"}  # fmt: skip
+            "cache_dir", "cache_dir_latents", "report_to", "tracker_project_name",
+            "resume_from_checkpoint"}  # fmt: skip
 _SEAL = re.compile(r"<!-- written by training/card\.py; sha256 of the text above: ([0-9a-f]{64}) -->\s*\Z")
 
 

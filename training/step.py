@@ -55,12 +55,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class StudentSample:
-    """x^_theta: latent, pixels `(B, 3, P, P)` (None where no loss needs them) and F_k of the pixels (None without
-    discriminator)."""
+    """x^_theta, and what the discriminator's feature network makes of it and of x0.
+
+    Attributes:
+        z: latent.
+        x: pixels `(B, 3, P, P)`, None where no loss needs them.
+        fake: F_k of the pixels, with their graph; None without discriminator.
+        real: F_k of x0, no gradient; None without discriminator.
+    """
 
     z: Tensor
     x: Tensor | None
-    features: tuple[Tensor, ...] | None
+    fake: tuple[Tensor, ...] | None
+    real: tuple[Tensor, ...] | None
 
 
 @contextmanager
@@ -116,7 +123,12 @@ class ADDStep:
             self.teacher is not None and self.distillation_space == "pixel"
         )
         x = self.latents.decode(z, batch.window) if needs_pixels else None
-        return StudentSample(z, x, None if self.discriminator is None else self.features(x, draws.augment_fake, batch))
+        if self.discriminator is None:
+            return StudentSample(z, x, None, None)
+        x0 = batch.x0 if batch.window is None else batch.window.of_pixels(batch.x0, self.latents.factor)
+        with torch.no_grad():
+            real = self.features(x0, draws.augment_real, batch)
+        return StudentSample(z, x, self.features(x, draws.augment_fake, batch), real)
 
     def features(self, images: Tensor, augment: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         """F_k(images) of K taps, each `(B, C, N)` float32."""
@@ -125,13 +137,10 @@ class ADDStep:
 
     def discriminator_losses(self, batch: Batch, sample: StudentSample) -> dict[str, Tensor]:
         """Eq. 3: hinge on the real images against the detached sample, plus gamma R1. `total` is to be minimized."""
-        x0 = batch.x0 if batch.window is None else batch.window.of_pixels(batch.x0, self.latents.factor)
-        with torch.no_grad():
-            real = self.features(x0, batch.draws.augment_real, batch)
         # Leaves, so that R1's gradient ends at the heads' inputs and F needs no double backward.
-        real = tuple(f.requires_grad_(self.r1_gamma > 0) for f in real)
-        logits_real = self.heads(real, batch.c)
-        logits_fake = self.heads(tuple(f.detach() for f in sample.features), batch.c)
+        real = tuple(f.detach().requires_grad_(self.r1_gamma > 0) for f in sample.real)
+        fake = tuple(f.detach() for f in sample.fake)
+        logits_real, logits_fake = self.discriminator.judge(self.heads, real, fake, batch.c)
         hinge = hinge_discriminator_loss(logits_real, logits_fake)
         r1 = r1_penalty(logits_real, real) if self.r1_gamma > 0 else hinge.new_zeros(())
         return {
@@ -149,7 +158,8 @@ class ADDStep:
         total, losses = sample.z.new_zeros(()), {}
         if self.discriminator is not None:
             with frozen(self.discriminator.heads) as heads:
-                losses["loss/adversarial"] = hinge_generator_loss(heads(sample.features, batch.c))
+                logits = self.discriminator.judge_fake(heads, sample.real, sample.fake, batch.c)
+                losses["loss/adversarial"] = hinge_generator_loss(logits)
             total = total + self.adversarial_weight * losses["loss/adversarial"]
         if self.teacher is not None:
             losses["loss/distillation"] = self.distillation(batch, sample)

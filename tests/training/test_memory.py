@@ -41,7 +41,7 @@ def test_only_the_crop_is_decoded_and_judged(world, tmp_path, space):
     iterate(trainer.step, [batch], trainer.state.updaters, trainer.accelerator)
     assert len(decoded) == (2 if space == "pixel" else 1)
     assert all(max(shape) <= (2 + 2) * 4 for shape in decoded)
-    fake, real = judged
+    real, fake = judged
     assert fake.shape == real.shape == (4, 3, 8, 8)
     top, left = batch.window.top * 4, batch.window.left * 4
     assert torch.equal(real, batch.x0[..., top : top + 8, left : left + 8])
