@@ -105,7 +105,7 @@ def make_vae(channels: tuple[int, ...] = (16, 16, 32)) -> AutoencoderKL:
 
 
 def make_unet(
-    channels: tuple[int, int] = (48, 96), cross_attention_dim: int = TEXT_WIDTH, **config
+    channels: tuple[int, int] = (32, 64), cross_attention_dim: int = TEXT_WIDTH, **config
 ) -> UNet2DConditionModel:
     """The text-conditional UNet in Stable Diffusion's layout, latents `(B, 4, 8, 8)`; `config` adds to its config.
 
@@ -127,7 +127,7 @@ def make_unet(
 
 
 def make_sdxl_unet(
-    channels: tuple[int, int] = (48, 96), text_widths: tuple[int, int] = (TEXT_WIDTH, TEXT_WIDTH_2)
+    channels: tuple[int, int] = (32, 64), text_widths: tuple[int, int] = (TEXT_WIDTH, TEXT_WIDTH_2)
 ) -> UNet2DConditionModel:
     """The same in SDXL's layout.
 

@@ -48,7 +48,8 @@ def train_feature_network(
     captions = sorted(set(train.captions))
     texts = embed_captions(clip_folder, captions)
     caption_ids = torch.tensor([captions.index(caption) for caption in train.captions])
-    model = make_dinov2()
+    # 8 pixels a patch: the scans have 8 in all, and the discriminator's cost goes with the number of patches.
+    model = make_dinov2(patch_size=8)
     width, patch = model.config.hidden_size, model.config.patch_size
     to_text, to_patch = nn.Linear(width, texts.shape[1]), nn.Linear(width, 3 * patch * patch)
     labels = sorted(set(train.labels))
@@ -59,7 +60,7 @@ def train_feature_network(
         rows = draw(len(caption_ids), FEATURE_BATCH_SIZE)
         clean = warp(train.pixels[rows], degrees=3, scale=0.05, shift_px=3)
         clean = clean * uniform(clean, 0.6, 1.2) + uniform(clean, -0.4, 0.4)
-        noisy = clean + uniform(clean, 0, 0.3) * torch.randn_like(clean)
+        noisy = clean + uniform(clean, 0, 0.1) * torch.randn_like(clean)
         masked = torch.rand(len(rows), (IMAGE_SIZE // patch) ** 2) < MASKED_SHARE * (torch.rand(len(rows), 1) < 0.5)
         tokens = model(normalize(noisy), bool_masked_pos=masked).last_hidden_state
         logits = F.normalize(to_text(tokens[:, 0]), dim=-1) @ texts.T / CAPTION_TEMPERATURE
