@@ -8,6 +8,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
@@ -36,6 +37,11 @@ def add_lora(unet: UNet2DConditionModel, args: argparse.Namespace) -> None:
         )
     )
     cast_training_params(unet, torch.float32)
+    if unet.dtype != torch.float32:
+        # Autocast casts what the adapter multiplies. peft would cast its input up to float32 first, and keep a copy.
+        for module in unet.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.cast_input_dtype_enabled = False
 
 
 def without_adapter(unet: UNet2DConditionModel) -> Callable:

@@ -1,0 +1,1 @@
+"""What ADD costs at full size: counted on any machine, measured on the one at hand."""

@@ -1,0 +1,87 @@
+"""Real iterations of the real loop, timed."""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from training.checks import check_arguments
+from training.data import make_dataloader
+from training.families import open_families
+from training.loop import Trainer
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one iteration.
+
+    Attributes:
+        milliseconds: median.
+        images_per_second: of this device.
+        peak_gib: memory of the device that torch held at most; None where the device doesn't tell.
+    """
+
+    milliseconds: float
+    images_per_second: float
+    peak_gib: float | None
+
+
+def time_iterations(args: argparse.Namespace, family: type, iterations: int, warmup: int = 3) -> Speed:
+    """Build a trainer for `args` and time `iterations` of its iterations, data loading excluded."""
+    check_arguments(args)
+    trainer = Trainer(*open_families(args, family), args)
+    device = trainer.accelerator.device
+    loader = make_dataloader(
+        trainer.rows, trainer.reader, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers
+    )
+    windows = [[loaded] for loaded in islice(loader, warmup + iterations)]
+    for window in windows[:warmup]:
+        trainer._iteration(window)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = []
+    for window in windows[warmup:]:
+        start = time.perf_counter()
+        trainer._iteration(window)
+        _wait(device)
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds)
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    return Speed(median * 1e3, args.train_batch_size / median, peak)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 8192, seconds: float = 1.0) -> float:
+    """TFLOP/s of square matrix products of `side`, the yardstick of an accelerator."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    a @ b
+    _wait(device)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        a @ b
+        _wait(device)
+        count += 1
+    return 2 * side**3 * count / (time.perf_counter() - start) / 1e12
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What the figures were measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return {"device": name, "torch": torch.__version__, "threads": str(torch.get_num_threads())}
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, where the system tells it."""
+    lines: Sequence[str] = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
