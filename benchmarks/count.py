@@ -84,19 +84,19 @@ def make_step(
     """The step of a run with `args` (the scripts' flags) on the meta device, everything in `dtype`."""
     architecture = ARCHITECTURES[model]
     with torch.device("meta"):
-        student = architecture.make_unet().to(dtype).train()
-        vae = architecture.make_vae().to(dtype).eval().requires_grad_(False)
+        student = _cast(architecture.make_unet(), dtype).train()
+        vae = _cast(architecture.make_vae(), dtype).eval().requires_grad_(False)
         network = FeatureNetwork(make_dinov2(DINOV2_S).to(dtype), input_size=args.discriminator_input_size or 224)
         discriminator = Discriminator(network, 2048, not args.no_diffaugment, args.discriminator_norm)
         tiny = None
         if args.pretrained_tiny_vae_model is not None:
-            tiny = make_tiny_vae().to(dtype).eval().requires_grad_(False)
+            tiny = _cast(make_tiny_vae(), dtype).eval().requires_grad_(False)
         if args.use_lora:
             add_lora(student, args)
-            student.to(dtype)  # what autocast makes of the adapter
+            _cast(student, dtype)  # what autocast makes of the adapter
             teacher = without_adapter(student)
         else:
-            teacher = architecture.make_unet().to(dtype).eval().requires_grad_(False)
+            teacher = _cast(architecture.make_unet(), dtype).eval().requires_grad_(False)
     if args.gradient_checkpointing:
         student.enable_gradient_checkpointing(activations.checkpoint)
         vae.enable_gradient_checkpointing(activations.checkpoint)
@@ -112,6 +112,10 @@ def make_step(
         distillation_space=args.distillation_space,
         r1_gamma=0,  # torch's counter cannot follow autograd.grad; in the heads it is a few thousandths of a TFLOP
     )
+
+
+def _cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return nn.Module.to(network, dtype)  # diffusers' own `to` warns that from_pretrained could do this
 
 
 class _Cast(nn.Module):
