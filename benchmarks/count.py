@@ -178,6 +178,23 @@ def count_iteration(model: str, args: argparse.Namespace) -> Cost:
     return Cost(flops[0], activations.gib(everything), trainable, frozen)
 
 
+def state_gib(model: str, args: argparse.Namespace, cost: Cost) -> float:
+    """GiB that lie in memory from step to step: weights, gradients and optimizer of the student, the frozen UNet, the
+    autoencoder. Embeddings cached, no EMA; the heads and F are 0.05 GiB and left out.
+
+    Full training keeps float32 weights of its own; LoRA trains on the frozen base. 8-bit Adam has two bytes a weight
+    where AdamW has eight, bitsandbytes' linear maps one byte or half of one (and 1/64 float32 for scales).
+    """
+    per_trainable = 4 + 4 + (2 if args.use_8bit_adam else 8)
+    with torch.device("meta"):
+        vae = sum(p.numel() for p in ARCHITECTURES[model].make_vae().parameters())
+        unet = ARCHITECTURES[model].make_unet()
+        linear = sum(m.weight.numel() for m in unet.modules() if isinstance(m, nn.Linear))
+    per_linear = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}.get(args.teacher_precision, 2.0)
+    frozen = 2 * (cost.frozen - linear) + per_linear * linear
+    return (per_trainable * cost.trainable + frozen + 2 * vae) / GIB
+
+
 def count_components(resolutions: tuple[int, ...] = (512, 1024)) -> dict[str, float]:
     """TFLOP an image of each network by itself: forward, and with `+backward` the whole training pass."""
     found: dict[str, float] = {}

@@ -1,6 +1,7 @@
 """What ADD costs on Stable Diffusion 1.5, 2.1 and SDXL at full size, from their configs with random weights.
 
     python -m benchmarks.full_size count                      FLOPs, activations, parameters: on any machine, no weights
+    python -m benchmarks.full_size options --model sdxl       what each way to save memory saves and costs, counted
     python -m benchmarks.full_size run --model sdxl --recipe C    real iterations on the device at hand
     python -m benchmarks.full_size all                        every run of the table, into benchmarks/results/
 
@@ -35,6 +36,24 @@ RUNS = [
     ("sdxl", 1024, "C+LoRA", 1, MEMORY),
     ("sdxl", 512, "C+LoRA", 1, (*MEMORY, "--teacher_precision", "4bit")),
     ("sdxl", 512, "C+LoRA", 1, (*MEMORY, "--teacher_precision", "8bit")),
+]
+
+
+CHECKPOINTED, EIGHT_BIT = MEMORY
+OPTIONS = [
+    ("pixel distillation, F at 518 px (recipe A)", "A", ()),
+    ("latent distillation, F at 224 px (recipe B)", "B", ()),
+    ("B, decoded crop of 224 px and its halo (recipe C)", "C", ()),
+    ("B, tiny decoder (recipe D)", "D", ()),
+    ("B, `--gradient_checkpointing`", "B", (CHECKPOINTED,)),
+    ("B, `--use_8bit_adam`", "B", (EIGHT_BIT,)),
+    ("B, `--teacher_precision 8bit`", "B", ("--teacher_precision", "8bit")),
+    ("B, `--teacher_precision 4bit`", "B", ("--teacher_precision", "4bit")),
+    ("B, `--use_lora`", "B", ("--use_lora",)),
+    ("C, LoRA", "C+LoRA", ()),
+    ("C, checkpointed, 8-bit Adam", "C", MEMORY),
+    ("C, LoRA, checkpointed, 8-bit Adam", "C+LoRA", MEMORY),
+    ("C, LoRA, checkpointed, 8-bit Adam, 4-bit base", "C+LoRA", (*MEMORY, "--teacher_precision", "4bit")),
 ]
 
 
@@ -75,6 +94,21 @@ def count(models: Sequence[str], resolution: int, recipes: Sequence[str], more: 
                 f"{cost.frozen / 1e6:7.1f}M frozen parameters of UNets",
                 flush=True,
             )
+    return rows
+
+
+def options(model: str, resolution: int) -> list[dict]:
+    """What each way to save memory or time saves and costs, alone on recipe A, and all together. A Markdown table."""
+    from benchmarks.count import count_iteration, state_gib
+
+    print("| | TFLOP an image | activations, GiB an image | weights and optimizer, GiB |\n|---|--:|--:|--:|")
+    rows = []
+    for title, recipe, more in OPTIONS:
+        args = training_args(model, recipe, resolution, 1, "world", more)
+        cost = count_iteration(model, args)
+        row = {"option": title, "tflop": cost.tflop, "activations_gib": cost.activations_gib}
+        rows.append(row | {"state_gib": state_gib(model, args, cost)})
+        print(f"| {title} | {cost.tflop:.1f} | {cost.activations_gib:.2f} | {rows[-1]['state_gib']:.1f} |", flush=True)
     return rows
 
 
@@ -135,6 +169,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     counting.add_argument("--models", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     counting.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     counting.add_argument("--json", type=Path, default=None, help="File to write the rows to.")
+    table = commands.add_parser("options", help="What each way to save memory saves and costs, counted: a table.")
+    table.add_argument("--model", choices=ARCHITECTURES, default="sdxl")
     running = commands.add_parser("run", help="Measure one recipe. The last line printed is JSON.")
     running.add_argument("--model", choices=ARCHITECTURES, required=True)
     running.add_argument("--recipe", choices=RECIPES, required=True)
@@ -143,11 +179,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for command in (running, everything):
         command.add_argument("--iterations", type=int, default=10, help="Timed, after 3 of warm-up.")
         command.add_argument("--world", type=Path, default=Path("build/full-size"), help="Folder for random weights.")
-    for command in (counting, running):
+    for command in (counting, running, table):
         command.add_argument("--resolution", type=int, default=512, help="Side of the images, pixels.")
     everything.add_argument("--results", type=Path, default=RESULTS, help="Folder for the figures.")
     args, args.more = parser.parse_known_args(argv)
-    if args.command == "all" and args.more:
+    if args.command in ("all", "options") and args.more:
         parser.error(f"unrecognized arguments: {' '.join(args.more)}")
     return args
 
@@ -159,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = count(args.models, args.resolution, args.recipes, args.more)
         if args.json is not None:
             args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    elif args.command == "options":
+        options(args.model, args.resolution)
     elif args.command == "run":
         print(json.dumps(run(args)))
     else:

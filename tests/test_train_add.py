@@ -1,4 +1,4 @@
-"""train_add.py as a user runs it: short runs, kills, resumes, and what it refuses."""
+"""train_add.py and train_add_sdxl.py as a user runs them: short runs, kills, resumes, and what they refuse."""
 
 import json
 import os
@@ -6,16 +6,19 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from diffusers import AutoPipelineForText2Image, StableDiffusionPipeline
+from diffusers import AutoPipelineForText2Image, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_add
-from pipelines import ADDPipeline
+import train_add_sdxl
+from pipelines import ADDPipeline, ADDXLPipeline
 from tests import tiny_world
 from training.checkpoint import load_checkpoint
 from training.families import Family
@@ -33,6 +36,31 @@ RUN = (
     "--max_train_steps",
     7,
 )
+
+
+@dataclass
+class Script:
+    """One of the two scripts, the world it is run in, and what it publishes."""
+
+    module: ModuleType
+    world: Path
+    stock: type
+    ours: type
+
+    def run(self, output_dir, *extra):
+        self.module.main(tiny_world.flags(self.world, output_dir, *extra))
+
+
+SCRIPTS = {
+    "sd": ("world", train_add, StableDiffusionPipeline, ADDPipeline),
+    "sdxl": ("sdxl_world", train_add_sdxl, StableDiffusionXLPipeline, ADDXLPipeline),
+}
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def script(request):
+    world, module, stock, ours = SCRIPTS[request.param]
+    return Script(module, request.getfixturevalue(world), stock, ours)
 
 
 def run(world, output_dir, *extra):
@@ -55,40 +83,40 @@ def assert_same_run(a, b):
 
 
 @pytest.fixture(scope="module")
-def straight(world, tmp_path_factory):
+def straight(script, tmp_path_factory):
     """The uninterrupted run that the others must equal. Its last checkpoint is at 6; the student at 7 is published."""
     output_dir = tmp_path_factory.mktemp("straight") / "out"
-    run(world, output_dir, *RUN)
+    script.run(output_dir, *RUN)
     return output_dir
 
 
-def killer(world, output_dir, at_iteration, *extra):
+def killer(script, output_dir, at_iteration, *extra):
     """Run in a process that kills itself with SIGKILL once `at_iteration` has been computed."""
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch; torch.set_num_threads(1)
-import training.loop as loop, train_add
+import training.loop as loop, {script.module.__name__} as script
 original = loop.Trainer._iteration
 def deadly(self, window):
     if self.state.step == {at_iteration}:
         os.kill(os.getpid(), signal.SIGKILL)
     original(self, window)
 loop.Trainer._iteration = deadly
-train_add.main(sys.argv[1:])
+script.main(sys.argv[1:])
 """
-    argv = tiny_world.flags(world, output_dir, *RUN, *extra)
+    argv = tiny_world.flags(script.world, output_dir, *RUN, *extra)
     return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 @pytest.mark.parametrize("at_iteration", [3, 6])
-def test_killed_and_resumed_is_bit_equal(world, straight, tmp_path, at_iteration):
+def test_killed_and_resumed_is_bit_equal(script, straight, tmp_path, at_iteration):
     """SIGKILL in mid-epoch (and across its end), then --resume_from_checkpoint latest (reliability 1 and 5)."""
     output_dir = tmp_path / "out"
-    assert killer(world, output_dir, at_iteration).returncode == -signal.SIGKILL
+    assert killer(script, output_dir, at_iteration).returncode == -signal.SIGKILL
     assert (output_dir / f"checkpoint-{at_iteration // 2 * 2}").is_dir()
     assert not (output_dir / "model_index.json").exists()
-    run(world, output_dir, *RUN, "--resume_from_checkpoint", "latest")
+    script.run(output_dir, *RUN, "--resume_from_checkpoint", "latest")
     assert_same_run(final_state(output_dir, 6), final_state(straight, 6))
     ours, theirs = (load_file(d / "unet/diffusion_pytorch_model.safetensors") for d in (output_dir, straight))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -104,15 +132,15 @@ def test_two_resumes_with_accumulation_are_bit_equal(world, tmp_path):
     assert_same_run(final_state(tmp_path / "parts", 3), final_state(tmp_path / "straight", 3))
 
 
-def test_damaged_checkpoint_is_passed_over(world, straight, tmp_path):
+def test_damaged_checkpoint_is_passed_over(script, straight, tmp_path):
     """The newest checkpoint has a flipped bit: the one before it is used, and the end is the same."""
     output_dir = tmp_path / "out"
-    run(world, output_dir, *RUN)
+    script.run(output_dir, *RUN)
     victim = output_dir / "checkpoint-6" / "student.safetensors"
     data = bytearray(victim.read_bytes())
     data[-1] ^= 1
     victim.write_bytes(data)
-    run(world, output_dir, *RUN, "--resume_from_checkpoint", "latest")
+    script.run(output_dir, *RUN, "--resume_from_checkpoint", "latest")
     assert_same_run(final_state(output_dir, 6), final_state(straight, 6))
 
 
@@ -125,11 +153,12 @@ def test_checkpoint_holds_no_pickle_and_no_token(straight):
     assert "hub_token" not in load_checkpoint(straight / "checkpoint-6").state["arguments"]
 
 
-def test_published_model_is_the_average_and_loads_three_ways(straight):
+def test_published_model_is_the_average_and_loads_both_ways(script, straight):
     """The EMA is what is published; stock Auto class and ADDPipeline draw the same picture with it."""
     stock = AutoPipelineForText2Image.from_pretrained(straight)
-    assert type(stock) is StableDiffusionPipeline
+    assert type(stock) is script.stock
     ours = ADDPipeline.from_pretrained(straight)
+    assert type(ours) is script.ours
     images = [
         p("a handwritten one", num_inference_steps=1, guidance_scale=0.0, height=32, width=32, output_type="np",
           generator=torch.Generator().manual_seed(0)).images
@@ -141,11 +170,11 @@ def test_published_model_is_the_average_and_loads_three_ways(straight):
     assert any(not torch.equal(student[k], published[k]) for k in published)
 
 
-def test_validation_grids_and_tensorboard(world, tmp_path):
+def test_validation_grids_and_tensorboard(script, tmp_path):
     """Every scalar of the loss, the accuracies, norms and rates are logged; grids have a row a step count."""
     out = tmp_path / "out"
-    run(
-        world, out, "--report_to", "tensorboard", "--validation_prompts", "one", "two", "three", "--validation_steps", 1
+    script.run(
+        out, "--report_to", "tensorboard", "--validation_prompts", "one", "two", "three", "--validation_steps", 1
     )
     from PIL import Image
 
@@ -181,8 +210,8 @@ def test_validation_grids_and_tensorboard(world, tmp_path):
     ],
     ids=lambda extra: " ".join(map(str, extra))[:40],
 )
-def test_options_run_to_a_loadable_model(world, tmp_path, extra):
-    run(world, tmp_path / "out", *extra)
+def test_options_run_to_a_loadable_model(script, tmp_path, extra):
+    script.run(tmp_path / "out", *extra)
     pipe = ADDPipeline.from_pretrained(tmp_path / "out")
     image = pipe("a handwritten one", height=32, width=32, output_type="np").images[0]
     assert image.shape == (32, 32, 3)
@@ -216,10 +245,10 @@ def test_nan_run_ends_with_a_clear_error_and_finite_weights(world, tmp_path, mon
         run(world, tmp_path / "out", "--max_train_steps", 20)
 
 
-def refused(capsys, *argv):
+def refused(script, capsys, *argv):
     """The message with which the command line is turned down; nothing may have been loaded (there is no such repo)."""
     with pytest.raises(SystemExit) as error:
-        train_add.main(["--pretrained_teacher_model", "nobody/nothing", *map(str, argv)])
+        script.main(["--pretrained_teacher_model", "nobody/nothing", *map(str, argv)])
     assert error.value.code == 2
     return capsys.readouterr().err
 
@@ -247,11 +276,33 @@ def refused(capsys, *argv):
         (("--dataset_name", "x", "--hub_model_id", "me/it"), "--hub_model_id got 'me/it': add --push_to_hub"),
         (("--dataset_name", "x", "--hub_token", "hf_secret"), r"--hub_token got '\*\*\*': add --push_to_hub"),
         (("--dataset_name", "x", "--push_to_hub", "--hub_token", "hf_secret", "--report_to", "wandb"), "hf auth login"),
+        (("--dataset_name", "x", "--hub_private_repo"), "--hub_private_repo got True: add --push_to_hub"),
+        (("--dataset_name", "x", "--push_every_checkpoint"), "--push_every_checkpoint got True: add --push_to_hub"),
+        (("--dataset_name", "x", "--student_revision", "v2"), "--student_revision got 'v2'.*use --revision"),
+        (("--dataset_name", "x", "--student_variant", "fp16"), "--student_variant got 'fp16'.*use --variant"),
+        (("--dataset_name", "x", "--use_lora", "--lora_rank", 0), "--lora_rank got 0: give 1 or more"),
+        (("--dataset_name", "x", "--use_lora", "--lora_alpha", 0), "--lora_alpha got 0.0: give a number above 0"),
+        (("--dataset_name", "x", "--use_lora", "--lora_dropout", 1), r"--lora_dropout got 1.0: give a number in "),
+        (("--dataset_name", "x", "--lora_alpha", 8), "--lora_alpha got 8.0: add --use_lora"),
+        (("--dataset_name", "x", "--lora_target_modules", "to_q"), "--lora_target_modules got .*: add --use_lora"),
+        (("--dataset_name", "x", "--fuse_lora"), "--fuse_lora got True: add --use_lora"),
+        (("--dataset_name", "x", "--use_lora", "--student_init", "random"), "--student_init got 'random'.*leave out"),
+        (("--dataset_name", "x", "--decode_crop_size", 100), "--decode_crop_size got 100: give a multiple of 8 up to"),
+        (("--dataset_name", "x", "--decode_crop_size", 520), "--decode_crop_size got 520.*--resolution 512"),
+        (("--dataset_name", "x", "--decode_crop_size", 64, "--distillation_space", "latent", "--adversarial_weight", 0),
+         "--decode_crop_size got 64: nothing is decoded"),
+        (("--dataset_name", "x", "--decode_crop_halo", -1), "--decode_crop_halo got -1: give 0 or more"),
+        (("--dataset_name", "x", "--cache_dir_latents", "c"), "--cache_dir_latents got 'c'.*use --center_crop"),
+        (("--dataset_name", "x", "--cache_dir_latents", "c", "--center_crop", "--random_flip"), "leave out --random"),
+        (("--dataset_name", "x", "--cache_dir_latents", "c", "--center_crop", "--streaming", "--max_train_steps", 1),
+         "--cache_dir_latents got 'c': a stream has no index"),
+        (("--dataset_name", "x", "--teacher_precision", "4bit", "--distillation_weight", 0), "4bit.*loads no teacher"),
         (("--dataset_name", "x", "--enable_xformers_memory_efficient_attention"), "xformers is not installed"),
     ],
 )  # fmt: skip
-def test_refused_before_anything_is_loaded(capsys, argv, message):
-    error = refused(capsys, *argv)
+@pytest.mark.parametrize("module", [train_add, train_add_sdxl], ids=["sd", "sdxl"])
+def test_refused_before_anything_is_loaded(capsys, argv, message, module):
+    error = refused(module, capsys, *argv)
     assert re.search(message, error.replace("\n", " ")), error
     assert "hf_secret" not in error
 
@@ -272,9 +323,9 @@ def test_refused_by_the_scheduler_before_any_weight_is_loaded(world, tmp_path, e
     assert re.search(message, capsys.readouterr().err.replace("\n", " "))
 
 
-def test_resume_with_another_objective_is_refused(world, straight, capsys):
+def test_resume_with_another_objective_is_refused(script, straight, capsys):
     with pytest.raises(SystemExit):
-        run(world, straight, *RUN, "--resume_from_checkpoint", "latest", "--distillation_weighting", "sds",
+        script.run(straight, *RUN, "--resume_from_checkpoint", "latest", "--distillation_weighting", "sds",
             "--learning_rate", 1e-4)  # fmt: skip
     error = capsys.readouterr().err
     assert re.search(r"distillation_weighting: '?exponential'? -> '?sds'?", error)
@@ -292,9 +343,18 @@ def test_streamed_resume_with_another_batch_size_is_refused(world, tmp_path, cap
     assert "train_batch_size: 4 -> 2" in capsys.readouterr().err
 
 
-def test_help_is_grouped_and_runs_as_a_script():
+def test_other_autoencoder_is_published_with_the_sdxl_student(sdxl_world, world, tmp_path):
+    vae = world / "teacher" / "vae"
+    train_add_sdxl.main(tiny_world.flags(sdxl_world, tmp_path, "--pretrained_vae_model_name_or_path", vae))
+    ours, theirs = (load_file(d / "diffusion_pytorch_model.safetensors") for d in (tmp_path / "vae", vae))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert json.loads((tmp_path / "vae/config.json").read_text())["scaling_factor"] == 0.18215
+
+
+@pytest.mark.parametrize("name", ["train_add.py", "train_add_sdxl.py"])
+def test_help_is_grouped_and_runs_as_a_script(name):
     out = subprocess.run(
-        [sys.executable, ROOT / "train_add.py", "--help"],
+        [sys.executable, ROOT / name, "--help"],
         capture_output=True,
         text=True,
         check=True,
