@@ -1,0 +1,126 @@
+"""The page: every table beside the paper's values, what of the paper's findings holds, every row's exact command."""
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from evaluation.ablations.findings import COLLAPSE, FINDINGS, MARGIN, Sample
+from evaluation.ablations.run import Job, read_figures
+from evaluation.ablations.tables import DEFAULT, SAMPLING_STEPS, TABLES, Row
+from evaluation.ablations.worlds import World, missing_for
+
+Results = dict[tuple[str, int], dict[str, Sample]]  # (run, sampling steps) to figures over the seeds
+
+
+def collect(jobs: Iterable[Job]) -> Results:
+    """Figures of all finished jobs."""
+    values: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for job in jobs:
+        for steps, figures in (read_figures(job.folder) or {}).items():
+            for key, value in figures.items():
+                values.setdefault((job.row.run, steps), {}).setdefault(key, []).append(value)
+    return {place: {key: Sample(tuple(found)) for key, found in keys.items()} for place, keys in values.items()}
+
+
+def number(sample: Sample | None, key: str) -> str:
+    """E.g. `2.05 ± 0.12`; agreement as the paper prints CLIP scores, in thousandths."""
+    if sample is None:
+        return "-"
+    digits = 3 if key == "agreement" else 2
+    spread = "" if sample.spread is None else f" ± {sample.spread:.{digits}f}"
+    return f"{sample.mean:.{digits}f}{spread}"
+
+
+def _line(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _paper(row: Row) -> tuple[str, str]:
+    return tuple("-" if value is None else f"{value:g}" for value in (row.fid, row.clip_score))
+
+
+def table(letter: str, world: World, results: Results) -> str:
+    """One part of Table 1 in Markdown. Rows without figures say why."""
+    part, keys = TABLES[letter], list(world.headings)
+    head = ["row", *world.headings.values(), "seeds", "paper's FID ↓", "paper's CLIP score ↑"]
+    lines = [_line(head), "|---|" + "--:|" * (len(head) - 1)]
+    for row in part.rows:
+        figures = results.get((row.run, 1), {})
+        reason = missing_for(world, row) or ("" if figures else "not run")
+        label = f"**{row.label}**" if row.run == DEFAULT else row.label
+        ours = [number(figures.get(key), key) for key in keys]
+        seeds = len(figures["distance"].values) if figures else f"({reason})"
+        lines.append(_line([label, *ours, seeds, *_paper(row)]))
+    return f"### ({letter}) {part.title}\n\n" + "\n".join(lines)
+
+
+def steps_table(world: World, results: Results) -> str:
+    """The default's students at more sampling steps."""
+    lines = [_line(["sampling steps", *world.headings.values()]), "|---|" + "--:|" * len(world.headings)]
+    for steps in SAMPLING_STEPS:
+        figures = results.get((DEFAULT, steps), {})
+        lines.append(_line([steps, *(number(figures.get(key), key) for key in world.headings)]))
+    return "### Sampling steps of the default\n\n" + "\n".join(lines)
+
+
+def judge(letters: Iterable[str], results: Results) -> list[dict[str, str]]:
+    """Every finding of these tables that something was measured for, with its verdict."""
+
+    def figure(run: str, key: str, steps: int) -> Sample | None:
+        return results.get((run, steps), {}).get(key)
+
+    letters = {*letters, "steps"}
+    judged = [(finding, finding.verdict(figure)) for finding in FINDINGS if finding.table in letters]
+    return [{"table": f.table, "finding": f.text, "verdict": v} for f, v in judged if v is not None]
+
+
+def to_json(letters: list[str], jobs: list[Job], results: Results, facts: dict[str, Any]) -> dict[str, Any]:
+    """The same content for programs."""
+    runs = [
+        {"run": run, "sampling_steps": steps, **{key: list(sample.values) for key, sample in figures.items()}}
+        for (run, steps), figures in sorted(results.items())
+    ]
+    commands = {f"{job.row.run}/seed-{job.seed}": shlex.join(job.command) for job in jobs}
+    return {"tables": letters, "findings": judge(letters, results), "runs": runs, "commands": commands, **facts}
+
+
+def markdown(
+    letters: list[str],
+    world: World,
+    jobs: list[Job],
+    results: Results,
+    failed: dict[str, str],
+    notes: Path | None,
+    facts: dict[str, Any],
+) -> str:
+    """Compose the page.
+
+    Args:
+        failed: messages by run.
+        notes: Markdown that says what is to be made of it.
+        facts: `command`, `preparations` (lists of commands) and `environment`.
+    """
+    findings = [
+        _line([entry["table"], entry["finding"], f"**{entry['verdict']}**"]) for entry in judge(letters, results)
+    ]
+    parts = [
+        "# The paper's ablations (Table 1), run again",
+        f"Ours: mean ± standard deviation over seeds; {world.protocol}, one sampling step. Paper: FID and CLIP score "
+        "on 5,000 images of COCO 2017, one run a row. The two measure different things on different data: what can "
+        "be compared is which row is better. The default is bold and the same run in every table.",
+        "## Findings",
+        "\n".join(["| table | the paper's finding | here |", "|---|---|---|", *findings]),
+        f"A difference counts where it is larger than {MARGIN:g} standard errors of itself; otherwise, and with one "
+        f"seed, nothing is decided. To collapse is to have {COLLAPSE:g} times the default's distance.",
+        *([notes.read_text(encoding="utf-8").strip()] if notes else []),
+        "## Tables",
+        *(table(letter, world, results) for letter in letters),
+        steps_table(world, results),
+        *(["## Failed", "\n".join(f"- {name}: {message}" for name, message in failed.items())] if failed else []),
+        "## How to repeat",
+        "All of it: " + f"`{facts['command']}`. Row by row:",
+        "```sh\n" + "\n".join(map(shlex.join, [*facts["preparations"], *(job.command for job in jobs)])) + "\n```",
+        "Measured with " + ", ".join(f"{key} {value}" for key, value in facts["environment"].items()) + ".",
+    ]
+    return "\n\n".join(parts) + "\n"

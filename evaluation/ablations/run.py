@@ -1,0 +1,139 @@
+"""Run the rows: one folder for each row and seed, each trained by the training script, measured, and kept.
+
+    OUT/runs/loss-sds/seed-0/run.json        the command, written first
+    OUT/runs/loss-sds/seed-0/student/        what it published, its checkpoints and logs
+    OUT/runs/loss-sds/seed-0/train.log       what it printed
+    OUT/runs/loss-sds/seed-0/metrics.json    figures by number of sampling steps, written last
+
+A run with `metrics.json` is finished. A killed one goes on from its last checkpoint.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.ablations.tables import COMMON, Row
+from evaluation.ablations.worlds import Figures, Launch, World, missing_for
+from evaluation.errors import EvaluationError
+from evaluation.recipe import merge_flags
+from evaluation.runs import write_json
+
+CHECKPOINTS = 3  # a run; what a kill costs is a third of it
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row's training by one seed: its folder and its exact command."""
+
+    row: Row
+    seed: int
+    folder: Path
+    command: tuple[str, ...]
+
+    @property
+    def student(self) -> Path:
+        """Where the training script publishes."""
+        return self.folder / "student"
+
+
+def plan(
+    rows: Iterable[Row], world: World, seeds: list[int], recipe: list[str], steps: int, out: Path, launcher: list[str]
+) -> list[Job]:
+    """The jobs of rows that `world` has the networks for; rows of several tables that are one run come once."""
+    unique = {row.run: row for row in rows if missing_for(world, row) is None}
+    return [_job(row, seed, world, recipe, steps, out, launcher) for row in unique.values() for seed in seeds]
+
+
+def _job(row: Row, seed: int, world: World, recipe: list[str], steps: int, out: Path, launcher: list[str]) -> Job:
+    folder = out / "runs" / row.run / f"seed-{seed}"
+    named = {f"{{{name}}}": value for name, value in world.networks.items()}
+    own = [named.get(word, word) for word in (*COMMON, *row.flags)]
+    length = [
+        "--max_train_steps", str(steps), "--checkpointing_steps", str(max(1, -(-steps // CHECKPOINTS))),
+        "--checkpoints_total_limit", "1", "--resume_from_checkpoint", "latest", "--seed", str(seed),
+        "--output_dir", str(folder / "student"),
+    ]  # fmt: skip
+    # A row wins over the recipe, and the recipe over the world.
+    return Job(row, seed, folder, (*launcher, row.script, *merge_flags([*world.flags(), *recipe, *own, *length])))
+
+
+def read_figures(folder: Path) -> dict[int, Figures] | None:
+    """Figures of a finished run by number of sampling steps; None if it is not finished."""
+    path = folder / "metrics.json"
+    if not path.exists():
+        return None
+    return {int(steps): figures for steps, figures in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def begin(job: Job, protocol: str) -> None:
+    """Make the job's folder, or refuse one that holds something else.
+
+    Args:
+        protocol: how it will be measured.
+
+    Raises:
+        EvaluationError: it was begun by another command, or measured otherwise; the message shows the difference.
+    """
+    path, now = job.folder / "run.json", {"command": shlex.join(job.command), "measured": protocol}
+    if not path.exists():
+        job.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, now)
+        return
+    there = json.loads(path.read_text(encoding="utf-8"))
+    if there != now:
+        old, new = (shlex.split(f"{run['command']} measured: {run['measured']}") for run in (there, now))
+        only_old, only_new = (shlex.join(w for w in a if w not in b) or "-" for a, b in ((old, new), (new, old)))
+        raise EvaluationError(
+            f"--output_dir: {job.folder} was begun otherwise; delete it or give another folder. "
+            f"There: {only_old}; now: {only_new}"
+        )
+
+
+def launch_into(log: Path) -> Launch:
+    """A `Launch` that runs a command as a process and appends what it prints to `log`."""
+
+    def launch(command: list[str]) -> None:
+        with log.open("a", encoding="utf-8") as file:
+            print("$", shlex.join(command), file=file, flush=True)
+            # The words of a report name no machine's Python; what is run is the one that runs this.
+            words = [sys.executable, *command[1:]] if command[0] == "python" else command
+            status = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT).returncode
+        if status:
+            tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:])
+            raise EvaluationError(f"`{shlex.join(command)}` ended with status {status}; {log} ends with:\n{tail}")
+
+    return launch
+
+
+def run_jobs(jobs: list[Job], world: World, launch_for: Callable[[Path], Launch] = launch_into) -> dict[str, str]:
+    """Train and measure every job that is not done.
+
+    One that fails is noted, tried again by the next call, and does not stop the others.
+
+    Returns:
+        Message by run of those that failed.
+
+    Raises:
+        EvaluationError: a folder holds another run; before any job is started.
+    """
+    for job in jobs:
+        begin(job, world.protocol)
+    failed = {}
+    for number, job in enumerate(jobs, start=1):
+        name = f"{job.row.run}, seed {job.seed}"
+        print(f"[{number}/{len(jobs)}] {name}", flush=True)
+        if read_figures(job.folder) is not None:
+            continue
+        try:
+            launch = launch_for(job.folder / "train.log")
+            launch(list(job.command))
+            figures = {steps: world.measure(job.student, steps, launch) for steps in job.row.sampling_steps}
+            write_json(job.folder / "metrics.json", figures)
+        except ValueError as error:  # EvaluationError, and what the metrics say of a student that draws NaN
+            failed[name] = str(error)
+            print(f"failed: {error}", file=sys.stderr, flush=True)
+    return failed

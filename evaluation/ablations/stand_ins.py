@@ -1,0 +1,59 @@
+"""Feature networks of the tiny world's own size that Table 1a needs and the world lacks.
+
+    python -m evaluation.ablations.stand_ins --tiny_dir build/tiny --output_dir build/ablations/stand_ins
+
+`clip/`: a CLIP whose vision tower has the depth and width of the world's F, trained by CLIP's objective; it stands in
+for the objective of CLIP ViT-L, not for its size. `untrained/`: F's architecture with random weights. What has no
+stand-in is a network of DINOv1's objective and a larger one of DINOv2's: digits of 32 pixels leave too little to learn
+for either to mean anything. The evaluator is never used: a student trained against it would be measured by its judge.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import Dinov2Config, Dinov2Model
+
+from examples.tiny.clip import BATCH_SIZE, ITERATIONS, LEARNING_RATE, contrastive_loss, tokenize
+from examples.tiny.data import Split, read_split
+from examples.tiny.images import make_processor, normalize, warp
+from examples.tiny.loop import draw, fit
+from examples.tiny.models import make_clip, make_tokenizer
+
+
+def train_clip(out: Path, train: Split, config: Dinov2Config, iterations: int) -> None:
+    """Train a CLIP of the depth and width of `config` on images and captions, and save it in `out`."""
+    captions = sorted(set(train.captions))
+    tokenizer = make_tokenizer(captions)
+    clip = make_clip(tokenizer, config.hidden_size, config.num_hidden_layers)
+    tokens = tokenize(tokenizer, captions)
+    caption_ids = torch.tensor([captions.index(caption) for caption in train.captions])
+
+    def loss_of_batch() -> torch.Tensor:
+        rows = draw(len(caption_ids), BATCH_SIZE)
+        images = normalize(warp(train.pixels[rows], degrees=5, scale=0.1, shift_px=2))
+        logits = clip(input_ids=tokens[caption_ids[rows]], pixel_values=images).logits_per_image
+        return contrastive_loss(logits, caption_ids[rows])
+
+    fit([clip], loss_of_batch, iterations=iterations, learning_rate=LEARNING_RATE, title="CLIP of F's size")
+    clip.save_pretrained(out)
+    make_processor().save_pretrained(out)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Build both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny_dir", type=Path, required=True, help="the tiny world")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to build in")
+    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="of the CLIP; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of both")
+    args = parser.parse_args(argv)
+    torch.manual_seed(args.seed)
+    config = Dinov2Config.from_pretrained(args.tiny_dir / "feature_network")
+    Dinov2Model(config).save_pretrained(args.output_dir / "untrained")
+    make_processor().save_pretrained(args.output_dir / "untrained")
+    train_clip(args.output_dir / "clip", read_split(args.tiny_dir / "data" / "train"), config, args.iterations)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Table 1 of the paper as data: what a row changes, and what the paper measured.
+
+A flag's value in braces is a network that the world in use names: `{teacher_xl}` is SDXL, or its tiny stand-in.
+"""
+
+from dataclasses import dataclass
+
+# The ablations' default (grey in the paper) is the recipe with these said in full, whatever the recipe chose.
+COMMON = ("--distillation_weighting", "exponential", "--teacher_steps", "1")
+DEFAULT = "default"
+SAMPLING_STEPS = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+        label: what the table calls it.
+        run: folder of its runs; rows of several tables that are the same training share it.
+        flags: of the training script, after the recipe's, so that they win.
+        fid, clip_score: the paper's, on 5,000 images; None for a row that the paper does not have.
+        script: that trains it.
+    """
+
+    label: str
+    run: str
+    flags: tuple[str, ...]
+    fid: float | None
+    clip_score: float | None
+    script: str = "train_add.py"
+
+    @property
+    def sampling_steps(self) -> tuple[int, ...]:
+        """Numbers of steps that its students are measured at."""
+        return SAMPLING_STEPS if self.run == DEFAULT else (1,)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the six parts of Table 1: its title in the paper and its rows."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+def _default(label: str) -> Row:
+    return Row(label, DEFAULT, (), 20.6, 0.319)
+
+
+def _feature_network(label: str, run: str, name: str, fid: float | None, clip_score: float | None) -> Row:
+    return Row(label, run, ("--discriminator_feature_model", f"{{{name}}}"), fid, clip_score)
+
+
+def _teacher(student: str, teacher: str, fid: float, clip_score: float) -> Row:
+    """A row of Table 1e. Two latent spaces meet in pixels only, so the rows that have one stand in pixels too."""
+    networks = {"sd": "{teacher}", "sdxl": "{teacher_xl}"}
+    flags = ("--pretrained_teacher_model", networks[teacher], "--distillation_space", "pixel")
+    if student != teacher:
+        flags += ("--pretrained_student_model", networks[student])
+    names = {"sd": "SD2.1", "sdxl": "SDXL"}
+    script = {"sd": "train_add.py", "sdxl": "train_add_sdxl.py"}[student]
+    label = f"{names[student]} from {names[teacher]}"
+    return Row(label, f"teacher-{student}-of-{teacher}", flags, fid, clip_score, script)
+
+
+NO_TEXT, NO_IMAGE = ("--discriminator_text_model", "none"), ("--discriminator_image_model", "none")
+
+TABLES = {
+    "a": Table(
+        "Discriminator feature networks",
+        (
+            _feature_network("ViT-S, DINOv1", "features-dinov1-s", "dinov1_s", 21.5, 0.312),
+            _default("ViT-S, DINOv2"),
+            _feature_network("ViT-L, DINOv2", "features-dinov2-l", "dinov2_l", 24.0, 0.302),
+            _feature_network("ViT-L, CLIP", "features-clip-l", "clip_l", 23.3, 0.308),
+            _feature_network("untrained (not in the paper)", "features-untrained", "untrained", None, None),
+        ),
+    ),
+    "b": Table(
+        "Discriminator conditioning",
+        (
+            Row("none", "condition-none", NO_TEXT + NO_IMAGE, 21.2, 0.302),
+            Row("c_text", "condition-text", NO_IMAGE, 21.2, 0.307),
+            Row("c_img", "condition-image", NO_TEXT, 21.1, 0.316),
+            _default("c_text, c_img"),
+        ),
+    ),
+    "c": Table(
+        "Student pretraining",
+        (Row("random", "student-random", ("--student_init", "random"), 293.6, 0.065), _default("pretrained")),
+    ),
+    "d": Table(
+        "Loss terms",
+        (
+            Row("adv", "loss-adversarial", ("--distillation_weight", "0"), 20.8, 0.315),
+            Row("distill", "loss-distillation", ("--adversarial_weight", "0"), 315.6, 0.076),
+            _default("adv + distill, exp"),
+            Row("adv + distill, sds", "loss-sds", ("--distillation_weighting", "sds"), 22.3, 0.325),
+            Row("adv + distill, nfsd", "loss-nfsd", ("--distillation_weighting", "nfsd"), 21.8, 0.327),
+        ),
+    ),
+    "e": Table(
+        "Teacher type",
+        (
+            _teacher("sd", "sd", 20.6, 0.319),
+            _teacher("sd", "sdxl", 21.3, 0.321),
+            _teacher("sdxl", "sd", 29.3, 0.314),
+            _teacher("sdxl", "sdxl", 28.41, 0.325),
+        ),
+    ),
+    "f": Table(
+        "Teacher steps",
+        (
+            _default("1"),
+            Row("2", "teacher-steps-2", ("--teacher_steps", "2"), 20.8, 0.321),
+            Row("4", "teacher-steps-4", ("--teacher_steps", "4"), 20.3, 0.317),
+        ),
+    ),
+}

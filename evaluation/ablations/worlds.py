@@ -1,0 +1,205 @@
+"""Where the ablations are run: on the tiny world, or on real models. Which networks there are, and how to measure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from tqdm import tqdm
+
+from evaluation.ablations.tables import Row
+from evaluation.environment import pick_device
+from evaluation.errors import EvaluationError
+from evaluation.metrics import Evaluator
+from evaluation.runs import Run
+from examples.demo import measure as demo
+from examples.demo.summary import System
+from examples.tiny.data import Split, read_split
+from pipelines import ADDPipeline
+
+Launch = Callable[[list[str]], None]  # runs a command; raises EvaluationError where it fails
+Figures = dict[str, float]
+
+
+class World(Protocol):
+    """What both worlds offer.
+
+    Attributes:
+        networks: path or Hub id by the name that the tables use.
+        absent: why a network of the tables is not there, by the same names.
+        headings: of the figures in the report, by key: `distance` (lower is better), `agreement` (higher) and others.
+    """
+
+    networks: dict[str, str]
+    absent: dict[str, str]
+    headings: dict[str, str]
+    protocol: str  # how it measures, in words
+
+    def flags(self) -> list[str]:
+        """Flags of the training script that name models and data; rows override them."""
+
+    def preparations(self, rows: list[Row]) -> list[list[str]]:
+        """Commands to run before these rows can be trained."""
+
+    def measure(self, student: Path, steps: int, launch: Launch) -> Figures:
+        """Draw with a published student in `steps` steps, and measure."""
+
+
+def missing_for(world: World, row: Row) -> str | None:
+    """Why a row cannot be run in `world`; None if it can."""
+    for name, reason in world.absent.items():
+        if f"{{{name}}}" in row.flags:
+            return reason
+    return None
+
+
+def check_tiny_dir(folder: Path, flag: str) -> None:
+    """Raises: EvaluationError: no tiny world there."""
+    for name in ("data/train/metadata.jsonl", "data/test/metadata.jsonl", "teacher/model_index.json",
+                 "feature_network/config.json", "clip/config.json", "evaluator/config.json"):  # fmt: skip
+        if not (folder / name).exists():
+            raise EvaluationError(f"{flag} {folder}: no {name} there; build it with `python -m examples.tiny.build`.")
+
+
+@dataclass
+class TinyWorld:
+    """The tiny world: held-out captions, judged by its evaluator."""
+
+    tiny_dir: Path
+    tiny_sdxl_dir: Path | None
+    stand_ins: Path
+    num_samples: int = 500
+
+    headings: ClassVar[dict[str, str]] = {
+        "distance": "FD ↓", "agreement": "agreement ↑", "diversity": "diversity",
+    }  # fmt: skip
+
+    def __post_init__(self):
+        """Raises: EvaluationError: a world is not there."""
+        check_tiny_dir(self.tiny_dir, "--tiny_dir")
+        if self.num_samples < 2:
+            raise EvaluationError(f"--num_samples {self.num_samples}: a covariance needs at least 2.")
+        self.protocol = f"{self.num_samples} held-out captions, by the evaluator of {self.tiny_dir}"
+        self.networks = {
+            "teacher": str(self.tiny_dir / "teacher"),
+            "clip_l": str(self.stand_ins / "clip"),
+            "untrained": str(self.stand_ins / "untrained"),
+        }
+        self.absent = {
+            "dinov1_s": "no network of this objective",
+            "dinov2_l": "no larger network",
+            "teacher_xl": "no --tiny_sdxl_dir",
+        }
+        if self.tiny_sdxl_dir is not None:
+            check_tiny_dir(self.tiny_sdxl_dir, "--tiny_sdxl_dir")
+            self.networks["teacher_xl"] = str(self.tiny_sdxl_dir / "teacher")
+            del self.absent["teacher_xl"]
+
+    def flags(self) -> list[str]:
+        """See `World`."""
+        tiny = self.tiny_dir
+        return [
+            "--pretrained_teacher_model", str(tiny / "teacher"), "--train_data_dir", str(tiny / "data" / "train"),
+            "--resolution", "32", "--discriminator_feature_model", str(tiny / "feature_network"),
+            "--discriminator_text_model", str(tiny / "clip"),
+            "--discriminator_image_model", str(tiny / "feature_network"),
+        ]  # fmt: skip
+
+    def preparations(self, rows: list[Row]) -> list[list[str]]:
+        """The stand-ins, if a row wants one that is not there yet. Each one's processor is written last."""
+        names = {"clip": "{clip_l}", "untrained": "{untrained}"}
+        wanted = {name for name, place in names.items() if any(place in row.flags for row in rows)}
+        if all((self.stand_ins / name / "preprocessor_config.json").exists() for name in wanted):
+            return []
+        words = ["--tiny_dir", str(self.tiny_dir), "--output_dir", str(self.stand_ins)]
+        return [["python", "-m", "evaluation.ablations.stand_ins", *words]]
+
+    @cached_property
+    def _task(self) -> tuple[demo.Task, Evaluator, Split]:
+        train, test = (read_split(self.tiny_dir / "data" / half) for half in ("train", "test"))
+        evaluator = Evaluator.from_pretrained(str(self.tiny_dir / "evaluator")).to(pick_device(None))
+        captions = demo.choose_captions(test.captions + train.captions, test.labels + train.labels, demo.CAPTIONS)
+        labels = evaluator.model.config.label2id
+        return demo.make_task(test, captions, labels, self.num_samples, seed=0), evaluator, test
+
+    @cached_property
+    def _real(self):
+        _, evaluator, test = self._task
+        return demo.look(evaluator, demo.to_unit(test.pixels))[0]
+
+    def measure(self, student: Path, steps: int, launch: Launch) -> Figures:
+        """See `World`. Every student draws the same captions from the same seeds."""
+        task, evaluator, _ = self._task
+        pipeline = ADDPipeline.from_pretrained(student).to(pick_device(None))
+        pipeline.set_progress_bar_config(disable=True)
+        with tqdm(total=steps * len(task.prompts), unit="call", unit_scale=True, leave=False) as progress:
+            system = System("student", steps, 0.0)
+            row, _ = demo.measure(pipeline, system, task, evaluator, self._real, progress)
+        return {"distance": row.fd, "agreement": row.alignment, "diversity": row.diversity}
+
+
+@dataclass
+class RealWorld:
+    """Real models, measured by `python -m evaluation`. The recipe names the data set.
+
+    Attributes:
+        base, base_xl: Hub id or folder of the student's and teacher's model, and of the larger one of Table 1e.
+        prompts: file of captions, such as COCO's captions_val2017.json.
+        reference: folder of the real images.
+        evaluator: the tiny world's, in place of Inception and CLIP.
+    """
+
+    base: str
+    base_xl: str | None
+    prompts: Path | None
+    reference: Path | None
+    num_prompts: int = 5000
+    evaluator: str | None = None
+
+    headings: ClassVar[dict[str, str]] = {"distance": "FID ↓", "agreement": "CLIP score ↑"}
+
+    def __post_init__(self):
+        """Raises: EvaluationError: nothing to measure with."""
+        for flag in ("prompts", "reference"):
+            value = getattr(self, flag)
+            if value is None or not value.exists():
+                raise EvaluationError(f"--{flag} {value}: with --base give one that exists, e.g. COCO 2017 val's.")
+        judge = self.evaluator or "Inception-v3 and CLIP ViT-g-14"
+        self.protocol = f"{self.num_prompts} prompts of {self.prompts}, against {self.reference}, by {judge}"
+        self.networks = {
+            "teacher": self.base,
+            "dinov1_s": "facebook/dino-vits16",
+            "dinov2_l": "facebook/dinov2-large",
+            "clip_l": "openai/clip-vit-large-patch14",
+        }
+        self.absent = {"untrained": "a control for the tiny world"}
+        if self.base_xl is None:
+            self.absent["teacher_xl"] = "no --base_xl"
+        else:
+            self.networks["teacher_xl"] = self.base_xl
+
+    def flags(self) -> list[str]:
+        """See `World`; the discriminator's networks are the training script's own defaults, as in the paper."""
+        return ["--pretrained_teacher_model", self.base]
+
+    def preparations(self, rows: list[Row]) -> list[list[str]]:
+        """None: all networks are the Hub's."""
+        return []
+
+    def measure(self, student: Path, steps: int, launch: Launch) -> Figures:
+        """See `World`. The images stay beside the student, so that other metrics can be had of them."""
+        run = student.parent / f"images-{steps}"
+        launch([
+            "python", "-m", "evaluation", "generate", "--model", str(student), "--output_dir", str(run), "--prompts",
+            str(self.prompts), "--num_prompts", str(self.num_prompts), "--num_inference_steps", str(steps),
+            "--guidance_scale", "0",
+        ])  # fmt: skip
+        judge = ["--evaluator", self.evaluator] if self.evaluator else []
+        launch([
+            "python", "-m", "evaluation", "measure", str(run), "--reference", str(self.reference), "--metrics", "fid",
+            "clip_score", *judge,
+        ])  # fmt: skip
+        figures = Run.open(run).read("metrics.json")["figures"]
+        keys = {"distance": ("fid", "fd_evaluator"), "agreement": ("clip_score", "alignment")}
+        return {name: next(figures[key]["value"] for key in found if key in figures) for name, found in keys.items()}
