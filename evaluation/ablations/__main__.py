@@ -22,6 +22,7 @@ from evaluation.ablations.worlds import RealWorld, TinyWorld, World
 from evaluation.errors import EvaluationError
 from evaluation.recipe import DEFAULT_RECIPE, read_recipe
 from evaluation.runs import write_aside, write_json
+from evaluation.tiny import quiet_libraries
 
 
 # One flag a line where it fits: this is a table, and the formatter would make it three screens longer.
@@ -90,6 +91,7 @@ def ablate(args: argparse.Namespace, argv: list[str]) -> int:
         print("\n".join(map(shlex.join, [*preparations, *(job.command for job in jobs)])))
         return 0
     out.mkdir(parents=True, exist_ok=True)
+    quiet_libraries()
     for command in preparations:
         launch_into(out / "preparations.log")(command)
     failed = run_jobs(jobs, world)

@@ -2,20 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from tqdm import tqdm
-
 from evaluation.ablations.tables import Row
-from evaluation.environment import pick_device
 from evaluation.errors import EvaluationError
-from evaluation.metrics import Evaluator
 from evaluation.runs import Run
-from examples.demo import measure as demo
+from evaluation.tiny import TinyJudge, check_tiny_dir
 from examples.demo.summary import System
-from examples.tiny.data import Split, read_split
 from pipelines import ADDPipeline
 
 Launch = Callable[[list[str]], None]  # runs a command; raises EvaluationError where it fails
@@ -54,14 +48,6 @@ def missing_for(world: World, row: Row) -> str | None:
     return None
 
 
-def check_tiny_dir(folder: Path, flag: str) -> None:
-    """Raises: EvaluationError: no tiny world there."""
-    for name in ("data/train/metadata.jsonl", "data/test/metadata.jsonl", "teacher/model_index.json",
-                 "feature_network/config.json", "clip/config.json", "evaluator/config.json"):  # fmt: skip
-        if not (folder / name).exists():
-            raise EvaluationError(f"{flag} {folder}: no {name} there; build it with `python -m examples.tiny.build`.")
-
-
 @dataclass
 class TinyWorld:
     """The tiny world: held-out captions, judged by its evaluator."""
@@ -77,10 +63,8 @@ class TinyWorld:
 
     def __post_init__(self):
         """Raises: EvaluationError: a world is not there."""
-        check_tiny_dir(self.tiny_dir, "--tiny_dir")
-        if self.num_samples < 2:
-            raise EvaluationError(f"--num_samples {self.num_samples}: a covariance needs at least 2.")
-        self.protocol = f"{self.num_samples} held-out captions, by the evaluator of {self.tiny_dir}"
+        self.judge = TinyJudge(self.tiny_dir, self.num_samples)
+        self.protocol = self.judge.protocol
         self.networks = {
             "teacher": str(self.tiny_dir / "teacher"),
             "clip_l": str(self.stand_ins / "clip"),
@@ -115,27 +99,9 @@ class TinyWorld:
         words = ["--tiny_dir", str(self.tiny_dir), "--output_dir", str(self.stand_ins)]
         return [["python", "-m", "evaluation.ablations.stand_ins", *words]]
 
-    @cached_property
-    def _task(self) -> tuple[demo.Task, Evaluator, Split]:
-        train, test = (read_split(self.tiny_dir / "data" / half) for half in ("train", "test"))
-        evaluator = Evaluator.from_pretrained(str(self.tiny_dir / "evaluator")).to(pick_device(None))
-        captions = demo.choose_captions(test.captions + train.captions, test.labels + train.labels, demo.CAPTIONS)
-        labels = evaluator.model.config.label2id
-        return demo.make_task(test, captions, labels, self.num_samples, seed=0), evaluator, test
-
-    @cached_property
-    def _real(self):
-        _, evaluator, test = self._task
-        return demo.look(evaluator, demo.to_unit(test.pixels))[0]
-
     def measure(self, student: Path, steps: int, launch: Launch) -> Figures:
-        """See `World`. Every student draws the same captions from the same seeds."""
-        task, evaluator, _ = self._task
-        pipeline = ADDPipeline.from_pretrained(student).to(pick_device(None))
-        pipeline.set_progress_bar_config(disable=True)
-        with tqdm(total=steps * len(task.prompts), unit="call", unit_scale=True, leave=False) as progress:
-            system = System("student", steps, 0.0)
-            row, _ = demo.measure(pipeline, system, task, evaluator, self._real, progress)
+        """See `World`."""
+        row = self.judge.measure(ADDPipeline.from_pretrained(student), System("student", steps, 0.0))
         return {"distance": row.fd, "agreement": row.alignment, "diversity": row.diversity}
 
 
