@@ -190,10 +190,10 @@ def markdown(
         "# Table 2 on the tiny world: ADD and LCM from one teacher",
         "\n".join(judged),
         "\n".join(table),
-        f"{updates} FD: Frechet distance to held-out images in the evaluator's features; `real`, as many training "
-        "images, is the floor. Agreement: share of images of the class that the caption names. Seconds: one image at batch 1. "
-        "The paper's figures are of SD 1.5 on COCO at 512 pixels: compare the order, not the numbers. One training of "
-        "each student: a ratio near 1 says nothing.",
+        f"{updates} One training of each: a ratio near 1 says nothing.",
+        "FD: Frechet distance to held-out images in the evaluator's features; `real`, as many training images, is the "
+        "floor. Agreement: share of images of the class that the caption names. Seconds: one image at batch 1. The "
+        "paper's figures are of SD 1.5 on COCO at 512 pixels: compare the order, not the numbers.",
         "## How to repeat",
         "```sh\n" + "\n".join(commands) + "\n```",
         "Measured with " + ", ".join(f"{key} {value}" for key, value in notes.items()) + ".",

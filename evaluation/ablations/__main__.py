@@ -58,16 +58,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def open_world(args: argparse.Namespace) -> World:
-    """Raises: EvaluationError: neither or both worlds, or one that cannot be used."""
-    if (args.base is None) == (args.tiny_dir is None):
-        raise EvaluationError("give --tiny_dir FOLDER (the tiny world) or --base MODEL (a real one), one of the two.")
+    """Raises: EvaluationError: a world that cannot be used."""
     if args.base is not None:
         return RealWorld(args.base, args.base_xl, args.prompts, args.reference, args.num_prompts, args.evaluator)
     return TinyWorld(args.tiny_dir, args.tiny_sdxl_dir, args.output_dir / "stand_ins", args.num_samples)
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises: EvaluationError: a flag that cannot work."""
+    """Raises: EvaluationError: neither or both worlds, or a flag that cannot work."""
+    if (args.base is None) == (args.tiny_dir is None):
+        raise EvaluationError("give --tiny_dir FOLDER (the tiny world) or --base MODEL (a real one), one of the two.")
     if args.max_train_steps < 1:
         raise EvaluationError(f"--max_train_steps {args.max_train_steps}: 1 or more.")
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
@@ -111,8 +111,6 @@ def ablate(args: argparse.Namespace, argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The command."""
     argv = sys.argv[1:] if argv is None else argv
-    # A terminated command ends its training too: the exit that this raises makes `subprocess.run` kill it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return ablate(make_parser().parse_args(argv), argv)
     except EvaluationError as error:
@@ -121,4 +119,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # A terminated command ends its training too: on the exit that this raises, the launch kills what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

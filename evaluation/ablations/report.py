@@ -112,7 +112,8 @@ def markdown(
         "## Findings",
         "\n".join(["| table | the paper's finding | here |", "|---|---|---|", *findings]),
         f"A difference counts where it is larger than {MARGIN:g} standard errors of itself; otherwise, and with one "
-        f"seed, nothing is decided. What should be no worse is so unless the opposite is decided. To collapse is to have {COLLAPSE:g} times the default's distance.",
+        "seed, nothing is decided. What should be no worse is so unless the opposite is decided. To collapse is to "
+        f"have {COLLAPSE:g} times the default's distance.",
         *([notes.read_text(encoding="utf-8").strip()] if notes else []),
         "## Tables",
         *(table(letter, world, results) for letter in letters),

@@ -9,12 +9,15 @@ A run with `metrics.json` is finished. A killed one goes on from its last checkp
 """
 
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from evaluation.ablations.tables import COMMON, Row
 from evaluation.ablations.worlds import Figures, Launch, World, missing_for
@@ -101,12 +104,24 @@ def launch_into(log: Path) -> Launch:
             print("$", shlex.join(command), file=file, flush=True)
             # The words of a report name no machine's Python; what is run is the one that runs this.
             words = [sys.executable, *command[1:]] if command[0] == "python" else command
-            status = subprocess.run(words, stdout=file, stderr=subprocess.STDOUT).returncode
+            status = _run_group(words, file)
         if status:
             tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:])
             raise EvaluationError(f"`{shlex.join(command)}` ended with status {status}; {log} ends with:\n{tail}")
 
     return launch
+
+
+def _run_group(words: list[str], output: TextIO) -> int:
+    """Run a process to its end. If this one is stopped meanwhile, so is that one, with all that it has started: a
+    training that went on alone would write into the folder of its successor."""
+    process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        return process.wait()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)  # its checkpoints bear that
+        process.wait()
+        raise
 
 
 def run_jobs(jobs: list[Job], world: World, launch_for: Callable[[Path], Launch] = launch_into) -> dict[str, str]:

@@ -1,0 +1,305 @@
+"""Table 1: its rows are commands that the training scripts take, its findings rules, its runs resumable."""
+
+import json
+import math
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import train_add
+import train_add_sdxl
+from discriminator import FeatureNetwork
+from evaluation import __main__ as evaluation_command
+from evaluation.ablations import __main__ as ablations
+from evaluation.ablations import stand_ins
+from evaluation.ablations.findings import FAILS, FINDINGS, HOLDS, OPEN, Sample, better, collapses, conclude, not_worse
+from evaluation.ablations.report import judge, markdown, table
+from evaluation.ablations.run import launch_into, plan, read_figures, run_jobs
+from evaluation.ablations.tables import TABLES
+from evaluation.ablations.worlds import RealWorld, TinyWorld, missing_for
+from evaluation.errors import EvaluationError
+from evaluation.recipe import DEFAULT_RECIPE, merge_flags, read_recipe
+from examples.demo import measure
+from tests.evaluation.tiny_folder import make_tiny_dir
+from training.arguments import make_parser
+from training.checks import check_arguments
+
+ROWS = [row for part in TABLES.values() for row in part.rows]
+RECIPE = ["--train_batch_size", "4", "--learning_rate", "1e-3", "--report_to", "none"]
+SCRIPTS = {"train_add.py": train_add.main, "train_add_sdxl.py": train_add_sdxl.main}
+
+
+@pytest.fixture(scope="module")
+def tiny(world, tmp_path_factory):
+    return make_tiny_dir(world, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def tiny_sdxl(sdxl_world, tmp_path_factory):
+    return make_tiny_dir(sdxl_world, tmp_path_factory.mktemp("tiny_sdxl"))
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """Fewer images: what is measured is not the question here."""
+    monkeypatch.setattr(measure, "NOISES", 2)
+    monkeypatch.setattr(measure, "CAPTIONS", 2)
+    monkeypatch.setattr(measure, "seconds_per_image", lambda *_, **__: 0.0)
+
+
+class Here:
+    """Launches in this process, and keeps what was launched."""
+
+    def __init__(self):
+        self.commands = []
+
+    def __call__(self, log):
+        def launch(command):
+            self.commands.append(command)
+            if command[1] in SCRIPTS:
+                SCRIPTS[command[1]](command[2:])
+            else:
+                assert command[:3] == ["python", "-m", "evaluation"]
+                assert evaluation_command.main(command[3:]) == 0
+
+        return launch
+
+
+def by_run(*names):
+    return [next(row for row in ROWS if row.run == name) for name in names]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.run)
+def test_every_row_is_a_command_that_the_script_takes(tiny, tiny_sdxl, tmp_path, row):
+    """With the demo's recipe; no placeholder is left, and each row says something of its own."""
+    world = TinyWorld(tiny, tiny_sdxl, tmp_path)
+    if missing_for(world, row):
+        assert row.run in ("features-dinov1-s", "features-dinov2-l")
+        world = RealWorld(str(tiny), str(tiny_sdxl), tiny, tiny)
+    (job,) = plan([row], world, [3], read_recipe(DEFAULT_RECIPE), 5, tmp_path, ["python"])
+    command = list(job.command)
+    assert command[:2] == ["python", row.script]
+    assert not [word for word in command if word.startswith("{")]
+    parser = make_parser("") if row.script == "train_add.py" else train_add_sdxl.make_sdxl_parser()
+    if "--train_data_dir" not in command:
+        command += ["--dataset_name", "a-set"]
+    args = parser.parse_args(command[2:])
+    check_arguments(args)
+    assert (args.seed, args.max_train_steps, args.resume_from_checkpoint) == (3, 5, "latest")
+    assert args.distillation_weighting == {"loss-sds": "sds", "loss-nfsd": "nfsd"}.get(row.run, "exponential")
+
+
+def test_no_two_runs_are_one_training(tiny, tiny_sdxl, tmp_path):
+    """Rows of one run are the same training; different runs differ in more than their folder."""
+    world = TinyWorld(tiny, tiny_sdxl, tmp_path)
+    jobs = plan(ROWS, world, [0, 1], RECIPE, 5, tmp_path, ["python"])
+    assert len({(job.row.run, job.seed) for job in jobs}) == len(jobs) == 2 * (len({row.run for row in ROWS}) - 2)
+    trainings = {tuple(word for word in job.command if str(tmp_path / "runs") not in word) for job in jobs}
+    assert len(trainings) == len(jobs)
+    assert all(len({row.flags for row in ROWS if row.run == run}) == 1 for run in {row.run for row in ROWS})
+
+
+def test_the_last_of_equal_flags_wins():
+    """As argparse has it, with all of its values."""
+    words = ["--a", "1", "2", "--flag", "--b", "x", "--a", "-3"]
+    assert merge_flags(words) == ["--a", "-3", "--flag", "--b", "x"]
+
+
+def test_the_papers_findings_hold_on_the_papers_figures():
+    """With its values as two seeds of no spread, all do but the one that it calls inconclusive itself (Table 1f)."""
+    paper = {row.run: {"distance": row.fid, "agreement": row.clip_score} for row in ROWS if row.fid is not None}
+
+    def figure(run, key, steps):
+        return Sample((paper[run][key],) * 2) if run in paper and steps == 1 else None
+
+    verdicts = {finding.text: finding.verdict(figure) for finding in FINDINGS}
+    assert [text for text, verdict in verdicts.items() if verdict is None] == [
+        "(ours) F must be pretrained",
+        "More sampling steps do not hurt: 2 and 4 are no worse in distance than 1",
+    ]
+    assert [text for text, verdict in verdicts.items() if verdict not in (HOLDS, None)] == [
+        "One teacher step suffices: 2 and 4 have no lower distance"  # 20.3 at 4 steps against 20.6
+    ]
+
+
+def test_rules_weigh_a_difference_against_its_error():
+    """Standard error of the difference: sqrt(2 * 0.01 / 2) = 0.1; lower is better for a distance only."""
+    low, high, near = Sample((1.0, 1.2)), Sample((2.0, 2.2)), Sample((1.1, 1.3))
+    assert low.spread == pytest.approx(math.sqrt(0.02))
+    assert (better(low, high, "distance"), better(high, low, "distance")) == (HOLDS, FAILS)
+    assert (better(low, high, "agreement"), better(high, low, "agreement")) == (FAILS, HOLDS)
+    assert (better(low, near, "distance"), not_worse(near, low, "distance")) == (OPEN, HOLDS)
+    assert not_worse(high, low, "distance") == FAILS
+    one = Sample((9.0,))
+    assert (better(low, one, "distance"), not_worse(low, one, "distance"), one.spread) == (OPEN, OPEN, None)
+    assert (collapses(one, Sample((3.0,)), "distance"), collapses(one, Sample((3.1,)), "distance")) == (HOLDS, FAILS)
+    assert [conclude(v) for v in ([HOLDS, OPEN, FAILS], [HOLDS, OPEN], [None, HOLDS], [None])] == [
+        FAILS, OPEN, HOLDS, None,
+    ]  # fmt: skip
+
+
+def test_rows_are_trained_measured_kept_and_reported(tiny, tmp_path, capsys):
+    """Two rows, one of which fails at first: the other goes on, the next call runs the failed one alone."""
+    world = TinyWorld(tiny, None, tmp_path / "stand_ins", num_samples=8)
+    rows = by_run("default", "loss-adversarial")
+    jobs = plan(rows, world, [0], RECIPE, 2, tmp_path, ["python"])
+
+    def broken(log):
+        def launch(command):
+            if "--distillation_weight" not in command:
+                raise EvaluationError("killed")
+            Here()(log)(command)
+
+        return launch
+
+    assert run_jobs(jobs, world, broken) == {"default, seed 0": "killed"}
+    assert read_figures(jobs[0].folder) is None
+    launch_for = Here()
+    assert run_jobs(jobs, world, launch_for) == {}
+    assert [Path(command[command.index("--output_dir") + 1]) for command in launch_for.commands] == [jobs[0].student]
+    assert run_jobs(jobs, world, launch_for) == {}
+    assert len(launch_for.commands) == 1  # all done
+    figures = [read_figures(job.folder) for job in jobs]
+    assert [sorted(found) for found in figures] == [[1, 2, 4], [1]]
+    assert figures[0][1]["distance"] != figures[1][1]["distance"]
+    results = ablations.collect(jobs)
+    facts = {"command": "C", "preparations": [], "environment": {"torch": "x"}}
+    page = markdown(["d"], world, jobs, results, {}, None, facts)
+    assert f"| adv | {figures[1][1]['distance']:.2f} | {figures[1][1]['agreement']:.3f} |" in page
+    assert "| 1 | 20.8 | 0.315 |" in page
+    assert "(not run) | 315.6 | 0.076 |" in page
+    assert all(" ".join(job.command) in page for job in jobs)
+    assert {entry["verdict"] for entry in judge(["d"], results)} == {OPEN}  # of one seed nothing follows
+    with pytest.raises(EvaluationError, match=r"There: .*2.*; now: .*3"):
+        run_jobs(plan(rows, world, [0], RECIPE, 3, tmp_path, ["python"]), world, launch_for)
+    other = TinyWorld(tiny, None, tmp_path / "stand_ins", num_samples=6)
+    with pytest.raises(EvaluationError, match="now: 6"):
+        run_jobs(jobs, other, launch_for)
+    assert len(launch_for.commands) == 1
+
+
+def test_a_student_of_sdxl_with_a_teacher_of_another_space(tiny, tiny_sdxl, tmp_path):
+    """Table 1e's furthest row, trained by the other script and drawn with by the other pipeline."""
+    world = TinyWorld(tiny, tiny_sdxl, tmp_path / "stand_ins", num_samples=8)
+    jobs = plan(by_run("teacher-sdxl-of-sd"), world, [0], RECIPE, 1, tmp_path, ["python"])
+    assert run_jobs(jobs, world, Here()) == {}
+    assert read_figures(jobs[0].folder)[1]["distance"] > 0
+    index = json.loads((jobs[0].student / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionXLPipeline"
+
+
+def test_real_models_are_measured_by_the_evaluation_commands(tiny, tmp_path):
+    """The same jobs with --base: the images come by `generate`, the figures by `measure`."""
+    prompts = tiny / "data/test/metadata.jsonl"
+    world = RealWorld(str(tiny / "teacher"), None, prompts, tiny / "data/test", 8, str(tiny / "evaluator"))
+    recipe = [*RECIPE, "--train_data_dir", str(tiny / "data/train"), "--resolution", "32",
+              "--discriminator_feature_model", str(tiny / "feature_network"), "--discriminator_text_model", "none",
+              "--discriminator_image_model", "none"]  # fmt: skip
+    rows = by_run("loss-adversarial", "teacher-sd-of-sdxl")
+    jobs = plan(rows, world, [0], recipe, 1, tmp_path, ["python"])
+    assert [job.row.run for job in jobs] == ["loss-adversarial"]
+    launch_for = Here()
+    assert run_jobs(jobs, world, launch_for) == {}
+    assert [command[:4] for command in launch_for.commands[1:]] == [
+        ["python", "-m", "evaluation", "generate"],
+        ["python", "-m", "evaluation", "measure"],
+    ]
+    figures = read_figures(jobs[0].folder)[1]
+    measured = json.loads((jobs[0].folder / "images-1/metrics.json").read_text())["figures"]
+    assert figures == {"distance": measured["fd_evaluator"]["value"], "agreement": measured["alignment"]["value"]}
+    assert "(no --base_xl)" in table("e", world, {})
+
+
+def test_stand_ins_are_feature_networks(tiny, tmp_path):
+    """Both are what the discriminator loads, of F's depth; once there, nothing is left to prepare."""
+    world = TinyWorld(tiny, None, tmp_path)
+    rows = by_run("default", "features-clip-l", "features-untrained")
+    (command,) = world.preparations(rows)
+    assert world.preparations(by_run("default")) == []
+    stand_ins.main([*command[3:], "--iterations", "1"])
+    assert world.preparations(rows) == []
+    depths = [
+        FeatureNetwork.from_pretrained(world.networks.get(name, str(tiny / "feature_network"))).backbone.config
+        for name in ("clip_l", "untrained", "dinov2_s")
+    ]
+    assert len({(config.num_hidden_layers, config.hidden_size) for config in depths}) == 1
+
+
+def test_a_command_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
+    launch = launch_into(tmp_path / "log")
+    launch(["python", "-c", "print('first')"])
+    with pytest.raises(EvaluationError, match=r"(?s)ended with status 3; .*log ends with:.*second"):
+        launch([sys.executable, "-c", "import sys; print('second'); sys.exit(3)"])
+    assert "first" in (tmp_path / "log").read_text()
+
+
+def test_an_interrupted_launch_takes_its_whole_family_along(tmp_path):
+    """A launcher's own child must not train on."""
+    log = tmp_path / "log"
+    script = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 1.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            launch_into(log)(["python", "-c", script])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    grandchild = Path(f"/proc/{int(log.read_text().splitlines()[1])}/stat")
+    assert not grandchild.exists() or grandchild.read_text().split()[2] == "Z"
+
+
+def flags(tiny, out, *extra):
+    return [str(word) for word in ("--table", "c", "--tiny_dir", tiny, "--output_dir", out, *extra)]
+
+
+def test_a_dry_run_prints_commands_and_makes_nothing(tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert ablations.main(flags(tiny, out, "--dry_run", "--launcher", "accelerate launch", "--seeds", "5")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines] == [["accelerate", "launch", "train_add.py"]] * 2
+    assert "--student_init random" in lines[0]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--tiny_dir", "nowhere"), "--tiny_dir nowhere: no data/train/metadata.jsonl there"),
+        (("--tiny_sdxl_dir", "nowhere"), "--tiny_sdxl_dir nowhere: no data/train"),
+        (("--base", "a"), "give --tiny_dir FOLDER"),
+        (("--recipe", "nowhere.txt"), "--recipe nowhere.txt: "),
+        (("--seeds", 0, 0), "--seeds [0, 0]"),
+        (("--max_train_steps", 0), "--max_train_steps 0"),
+        (("--num_samples", 1), "--num_samples 1"),
+        (("--notes", "nowhere.md"), "--notes nowhere.md"),
+    ],
+)
+def test_refuses_what_cannot_work(tiny, tmp_path, extra, message, capsys):
+    assert ablations.main(flags(tiny, tmp_path / "out", *extra)) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [((), "--recipe examples/demo/recipe.txt: is for digits"), (("--recipe", "mine"), "--prompts None: ")],
+)
+def test_a_real_base_needs_its_own_recipe_and_prompts(tmp_path, monkeypatch, extra, message, capsys):
+    monkeypatch.setattr(ablations, "read_recipe", lambda path: RECIPE)
+    command = ["--table", "b", "--base", "model", "--output_dir", str(tmp_path), *extra]
+    assert ablations.main(command) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "begins with"), ("--use_ema --output_dir x", "holds --output_dir")])
+def test_a_recipe_is_flags(tmp_path, text, message):
+    path = tmp_path / "recipe.txt"
+    path.write_text(f"# comment\n{text}\n")
+    with pytest.raises(EvaluationError, match=message):
+        read_recipe(path)
