@@ -1,7 +1,7 @@
 """What the students' pipelines of all families share: the timesteps, the three kinds of call, loading and publishing.
 
-A pipeline is published as ONE file that runs alone, `pipeline.py`: the family's file with the text of this one in
-place of the line that imports it. So this file imports the standard library, torch and diffusers only.
+A pipeline is published as ONE file that runs alone, `pipeline.py`: the family's file with the text of this one and of
+`optimize.py` in place of the lines that import them. So they import the standard library, torch and diffusers only.
 """
 
 import inspect
@@ -26,12 +26,13 @@ _NEEDS = {"strength": "image", "mask_image": "image", "padding_mask_crop": "mask
 
 
 def whole_source(file: str) -> bytes:
-    """The source of the module `file`, with this one's text in place of the line that imports it.
+    """The source of the module `file`, with those of its neighbours in place of the lines that import them.
 
     In a pipeline that was loaded from a repository no such line is left, and its source comes back as it is.
     """
-    line = rb"^from pipelines\.few_step import .*\n"
-    return re.sub(line, lambda _: Path(__file__).read_bytes(), Path(file).read_bytes(), flags=re.MULTILINE)
+    line, folder = rb"^from pipelines\.(\w+) import .*\n", Path(file).parent
+    text = Path(file).read_bytes()
+    return re.sub(line, lambda found: (folder / f"{found[1].decode()}.py").read_bytes(), text, flags=re.MULTILINE)
 
 
 def spread_timesteps(student_timesteps: Sequence[int], num_inference_steps: int) -> list[int]:

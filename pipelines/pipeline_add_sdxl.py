@@ -1,8 +1,8 @@
 """Sampling students of Adversarial Diffusion Distillation (ADD) in SDXL's layout, in 1 to N steps.
 
-Published, with the text of `few_step.py` in it, as `pipeline.py` at the root of every student's repository, beside a
-`model_index.json` that names the stock class. A repository therefore loads in plain diffusers, here, or as
-`DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`.
+Published, with the text of `few_step.py` and `optimize.py` in it, as `pipeline.py` at the root of every student's
+repository, beside a `model_index.json` that names the stock class. A repository therefore loads in plain diffusers,
+here, or as `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +15,10 @@ from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
 
 from pipelines.few_step import FewStepMixin, whole_source
+from pipelines.optimize import OptimizeMixin
 
 
-class ADDXLPipeline(FewStepMixin, StableDiffusionXLPipeline):
+class ADDXLPipeline(FewStepMixin, OptimizeMixin, StableDiffusionXLPipeline):
     """Text-to-image, image-to-image and inpainting by an ADD student of SDXL; see `FewStepMixin`."""
 
     _stock_class = StableDiffusionXLPipeline

@@ -26,6 +26,7 @@ from diffusers.utils import dynamic_modules_utils
 from huggingface_hub import ModelCard
 
 import pipelines.few_step
+import pipelines.optimize
 from pipelines import ADDPipeline
 
 
@@ -81,10 +82,12 @@ def test_layout(family, repo):
 
 
 def test_published_file_is_the_family_with_the_shared_text(family, repo):
-    """One line of the family's file becomes the whole of few_step.py; nothing else changes."""
-    own, shared = Path(family.module.__file__).read_text(), Path(pipelines.few_step.__file__).read_text()
-    (line,) = [line for line in own.splitlines(keepends=True) if line.startswith("from pipelines")]
-    assert Path(repo, "pipeline.py").read_text() == own.replace(line, shared)
+    """Two lines of the family's file become the whole of few_step.py and optimize.py; nothing else changes."""
+    expected = Path(family.module.__file__).read_text()
+    lines = [line for line in expected.splitlines(keepends=True) if line.startswith("from pipelines")]
+    for line, module in zip(lines, (pipelines.few_step, pipelines.optimize), strict=True):
+        expected = expected.replace(line, Path(module.__file__).read_text())
+    assert Path(repo, "pipeline.py").read_text() == expected
 
 
 @pytest.mark.parametrize("student", [(249, 499, 749, 999), (699, 799, 899, 999)])
