@@ -1,0 +1,1 @@
+"""A page where one types and the picture follows."""
