@@ -24,9 +24,8 @@ THREADS := $(shell nproc 2>/dev/null || echo 2)
 WORLD_FLAGS = --pretrained_teacher_model $(TINY)/teacher --train_data_dir $(TINY)/data/train --resolution 32 \
   --discriminator_feature_model $(TINY)/feature_network --discriminator_text_model $(TINY)/clip \
   --discriminator_image_model $(TINY)/feature_network
-RECIPE_FLAGS = --train_batch_size 32 --learning_rate 5e-5 --lr_scheduler cosine --lr_warmup_steps 0 \
-  --discriminator_learning_rate 2e-3 --discriminator_norm group --no_diffaugment --distillation_space latent \
-  --student_timestep_probabilities 0.15 0.15 0.15 0.55 --use_ema --ema_decay 0.98 --center_crop
+# One recipe for the demo, the ablations and the comparison.
+RECIPE_FLAGS = $(shell grep -v '^\#' examples/demo/recipe.txt)
 RUN_FLAGS = --max_train_steps $(STEPS) --checkpointing_steps 100 --checkpoints_total_limit 1 \
   --resume_from_checkpoint latest --validation_prompts "a handwritten zero" "a bold handwritten three" \
   "a thin handwritten seven leaning right" --validation_steps 100 --seed 0
@@ -38,7 +37,7 @@ REPORT_COMMAND = python -m examples.demo.report --tiny_dir $(TINY) --student $(D
   --commands '$(BUILD_COMMAND)' '$(TRAIN_COMMAND)'
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: demo demo-long test lint tiny clean
+.PHONY: demo demo-long test lint tiny tiny-sdxl clean
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +55,9 @@ demo: tiny
 demo-long: STEPS := 3000
 demo-long: DEMO := build/demo-long
 demo-long: demo
+
+tiny-sdxl: $(VENV)/.installed
+	$(IN_VENV) python -m examples.tiny.build --layout sdxl --output_dir build/tiny-sdxl
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -148,7 +148,7 @@ def run_all(world: Path, iterations: int, results: Path) -> None:
             rows.append({"model": model, "resolution": resolution, "recipe": recipe, "failed": done.returncode})
             continue
         rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
-        print(f"  {rows[-1]['milliseconds']:.0f} ms, {rows[-1]['peak_gib'] or 0:.1f} GiB", flush=True)
+        print(f"  {rows[-1]['milliseconds']:.0f} ms, {rows[-1]['peak_gib']:.1f} GiB", flush=True)
         save(results, rows)
     save(results, rows)
 

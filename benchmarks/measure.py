@@ -2,6 +2,7 @@
 
 import argparse
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -24,12 +25,12 @@ class Speed:
     Attributes:
         milliseconds: median.
         images_per_second: of this device.
-        peak_gib: memory of the device that torch held at most; None where the device doesn't tell.
+        peak_gib: memory of the device that torch held at most; on a CPU, what the whole process did.
     """
 
     milliseconds: float
     images_per_second: float
-    peak_gib: float | None
+    peak_gib: float
 
 
 def time_iterations(args: argparse.Namespace, family: type, iterations: int, warmup: int = 3) -> Speed:
@@ -52,8 +53,13 @@ def time_iterations(args: argparse.Namespace, family: type, iterations: int, war
         _wait(device)
         seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds)
-    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    return Speed(median * 1e3, args.train_batch_size / median, peak)
+    return Speed(median * 1e3, args.train_batch_size / median, _peak_bytes(device) / 2**30)
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 8192, seconds: float = 1.0) -> float:

@@ -17,7 +17,7 @@ def test_iterations_of_the_real_loop_are_timed(world, tmp_path, extra):
     speed = measure.time_iterations(args, StableDiffusion, iterations=2, warmup=1)
     assert speed.milliseconds > 0
     assert speed.images_per_second == pytest.approx(4 / (speed.milliseconds / 1e3))
-    assert speed.peak_gib is None  # a CPU doesn't tell
+    assert 0.1 < speed.peak_gib < 100  # of the process
 
 
 def test_matrix_rate_and_machine():
