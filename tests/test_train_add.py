@@ -296,6 +296,8 @@ def refused(script, capsys, *argv):
         (("--dataset_name", "x", "--cache_dir_latents", "c", "--center_crop", "--random_flip"), "leave out --random"),
         (("--dataset_name", "x", "--cache_dir_latents", "c", "--center_crop", "--streaming", "--max_train_steps", 1),
          "--cache_dir_latents got 'c': a stream has no index"),
+        (("--dataset_name", "x", "--export_single_file", "a.ckpt"), "--export_single_file got 'a.ckpt': give a file"),
+        (("--dataset_name", "x", "--export_single_file", "a.safetensors", "--use_lora"), "add --fuse_lora"),
         (("--dataset_name", "x", "--teacher_precision", "4bit", "--distillation_weight", 0), "4bit.*loads no teacher"),
         (("--dataset_name", "x", "--enable_xformers_memory_efficient_attention"), "xformers is not installed"),
     ],
@@ -349,6 +351,14 @@ def test_other_autoencoder_is_published_with_the_sdxl_student(sdxl_world, world,
     ours, theirs = (load_file(d / "diffusion_pytorch_model.safetensors") for d in (tmp_path / "vae", vae))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert json.loads((tmp_path / "vae/config.json").read_text())["scaling_factor"] == 0.18215
+
+
+def test_single_file_beside_the_student(script, tmp_path):
+    """What the original checkpoints call the UNet, holding the published weights."""
+    script.run(tmp_path / "out", "--export_single_file", tmp_path / "student.safetensors")
+    file = load_file(tmp_path / "student.safetensors")
+    unet = load_file(tmp_path / "out/unet/diffusion_pytorch_model.safetensors")
+    assert torch.equal(file["model.diffusion_model.out.2.weight"], unet["conv_out.weight"])
 
 
 @pytest.mark.parametrize("name", ["train_add.py", "train_add_sdxl.py"])

@@ -148,6 +148,8 @@ def _optimization(parser: argparse.ArgumentParser) -> None:
 def _saving(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("checkpoints and output").add_argument
     add("--output_dir", default="add-model", help="The published model, checkpoints and logs.")
+    add("--export_single_file", default=None, metavar="FILE", help="Also write the student as one .safetensors file in "
+        "the original checkpoints' layout, which ComfyUI and other front ends load.")
     add("--checkpointing_steps", type=int, default=500, help="Iterations between checkpoints.")
     add("--checkpoints_total_limit", type=int, default=None, help="Checkpoints to keep; older ones are pruned.")
     add("--resume_from_checkpoint", default=None, help="`latest`, or the name or path of a checkpoint-N folder.")

@@ -174,6 +174,10 @@ def _check_memory(args: argparse.Namespace) -> None:
 
 def _check_output(args: argparse.Namespace) -> None:
     _require(not os.path.isfile(args.output_dir), "output_dir", args.output_dir, "this is a file; name a folder")
+    if args.export_single_file is not None:
+        flag, file = "export_single_file", args.export_single_file
+        _require(file.endswith(".safetensors"), flag, file, "give a file name that ends in .safetensors")
+        _require(not args.use_lora or args.fuse_lora, flag, file, "an adapter is no checkpoint; add --fuse_lora")
     for flag in ("hub_model_id", "hub_token", "hub_private_repo", "push_every_checkpoint"):
         value = getattr(args, flag)
         shown = "***" if flag == "hub_token" else value

@@ -1,19 +1,16 @@
-"""The training loop: backward, clip, step, average, log, validate, checkpoint. What is computed stands in `step.py`."""
+"""A run: its parts made once, then iterate, average, log, validate, checkpoint, publish."""
 
 import argparse
 import logging
 import random
 from collections import deque
 from collections.abc import Iterator
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
-from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pipelines import student_scheduler
@@ -25,6 +22,7 @@ from .checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from .data import load_image_text_dataset, make_dataloader
 from .embeddings import Embeddings, OnlineEmbeddings
 from .families import Family
+from .iteration import iterate
 from .metrics import Metrics
 from .optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
 from .output import write_output
@@ -32,8 +30,8 @@ from .publish import check_push, push_published
 from .publish_checkpoints import CheckpointPusher
 from .sampler import derive_seed
 from .samples import SampleReader
+from .single_file import export_single_file
 from .state import RunState
-from .step import ADDStep, Batch
 from .validation import averaged, validate
 
 logger = logging.getLogger(__name__)
@@ -42,43 +40,6 @@ READ_EVERY = 10  # iterations between reads of the running figures; each read wa
 
 class NonFiniteError(RuntimeError):
     """Too many iterations in a row had a NaN or infinite loss."""
-
-
-def backward(accelerator: Accelerator, network: nn.Module, loss: Tensor, is_last: bool) -> None:
-    """Add to the gradients; ranks exchange them with the last micro-batch of an iteration only."""
-    with nullcontext() if is_last else accelerator.no_sync(network):
-        accelerator.backward(loss)
-
-
-def iterate(
-    step: ADDStep, window: list[Batch], updaters: dict[str, Updater], accelerator: Accelerator
-) -> tuple[dict[str, Tensor], Tensor]:
-    """One iteration on `window`, its micro-batches: first the discriminator's step, then the student's.
-
-    With one micro-batch the student's sample is computed once and shared. With several, keeping their graphs until the
-    discriminator has moved would cost the memory that accumulation is there to save, so each is computed again: the
-    draws are part of the batch, so it is the same sample.
-
-    Returns:
-        Mean scalars over the window, and 1.0 where either network's step was skipped.
-    """
-    n, skips, values = len(window), [], {}
-    shared = step.sample(window[0]) if n == 1 else None
-    phases = [] if step.discriminator is None else [("discriminator", step.heads, step.discriminator_losses)]
-    for name, network, losses_of in [*phases, ("student", step.student, step.student_losses)]:
-        total = 0.0
-        for i, batch in enumerate(window):
-            with torch.set_grad_enabled(name == "student"):
-                sample = shared or step.sample(batch)
-            losses = losses_of(batch, sample)
-            loss = losses.pop("total") / n
-            backward(accelerator, network, loss, is_last=i == n - 1)
-            total = total + loss.detach()
-            for key, value in losses.items():
-                values[key] = values.get(key, 0.0) + value.detach() / n
-        values[f"gradient_norm/{name}"], skipped = updaters[name].update(total)
-        skips.append(skipped)
-    return values, torch.stack(skips).amax()
 
 
 class Trainer:
@@ -338,6 +299,8 @@ class Trainer:
         if accelerator.is_main_process:
             self._write(Path(args.output_dir))
             logger.info("Saved the student to %s", Path(args.output_dir).resolve())
+            if args.export_single_file is not None:
+                export_single_file(args.output_dir, args.export_single_file)
             if self.pusher is not None:
                 self.pusher.close()
             if args.push_to_hub:

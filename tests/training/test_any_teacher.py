@@ -15,7 +15,7 @@ from tests import tiny_world
 from tests.trainers import digest, make_batches, make_trainer
 from training.arguments import ArgumentError
 from training.families import StableDiffusion, StableDiffusionXL
-from training.loop import iterate
+from training.iteration import iterate
 
 
 def pair(student_world, teacher_world):

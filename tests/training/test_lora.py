@@ -22,7 +22,7 @@ from tests import tiny_world
 from tests.trainers import make_batches, make_trainer
 from training.checkpoint import load_checkpoint
 from training.families import StableDiffusion, StableDiffusionXL
-from training.loop import iterate
+from training.iteration import iterate
 
 LORA = ("--use_lora", "--lora_rank", 4)
 FAMILIES = {

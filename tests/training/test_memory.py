@@ -8,7 +8,7 @@ import train_add
 from pipelines import ADDPipeline
 from tests import tiny_world
 from tests.trainers import make_batches, make_trainer
-from training.loop import iterate
+from training.iteration import iterate
 from training.quantization import quantize_linears
 
 

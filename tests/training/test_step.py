@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.trainers import digest, make_batches, make_trainer
-from training.loop import iterate
+from training.iteration import iterate
 from training.step import frozen
 
 
