@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 import train_add
 import train_add_sdxl
@@ -25,6 +26,7 @@ from examples.demo import measure
 from tests.evaluation.tiny_folder import make_tiny_dir
 from training.arguments import make_parser
 from training.checks import check_arguments
+from training.loop import Trainer
 
 ROWS = [row for part in TABLES.values() for row in part.rows]
 RECIPE = ["--train_batch_size", "4", "--learning_rate", "1e-3", "--report_to", "none"]
@@ -178,6 +180,27 @@ def test_rows_are_trained_measured_kept_and_reported(tiny, tmp_path, capsys):
     with pytest.raises(EvaluationError, match="now: 6"):
         run_jobs(jobs, other, launch_for)
     assert len(launch_for.commands) == 1
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, monkeypatch):
+    """Stopped in the third of three iterations: the next call does that one alone."""
+    world = TinyWorld(tiny, None, tmp_path / "stand_ins", num_samples=8)
+    jobs = plan(by_run("loss-adversarial"), world, [0], RECIPE, 3, tmp_path, ["python"])
+    iterate, seen = Trainer._iteration, []
+
+    def iteration(self, window):
+        seen.append(self.state.step)
+        if seen == [0, 1, 2]:
+            raise KeyboardInterrupt
+        iterate(self, window)
+
+    monkeypatch.setattr(Trainer, "_iteration", iteration)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, world, Here())
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert run_jobs(jobs, world, Here()) == {}
+    assert seen == [0, 1, 2, 2]
+    assert read_figures(jobs[0].folder)
 
 
 def test_a_student_of_sdxl_with_a_teacher_of_another_space(tiny, tiny_sdxl, tmp_path):
