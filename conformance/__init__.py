@@ -1,0 +1,1 @@
+"""diffusers' own tests of pipelines, run against ours."""
