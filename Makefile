@@ -1,6 +1,7 @@
 # make demo   the whole method on real data, on a CPU, in about a quarter of an hour -> build/demo/report.md
 # make test   lint and tests, offline
 # make demo-long   the same as the demo with more iterations
+# make test-conformance   diffusers' own pipeline tests against ours; needs network
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 export TRANSFORMERS_VERBOSITY := error
 
 # The recipe of the demo; `demo-long` only trains longer. Every flag is an ordinary one of train_add.py.
-STEPS := 300
+STEPS := 1200
 # accelerate gives a process one thread unless told otherwise.
 THREADS := $(shell nproc 2>/dev/null || echo 2)
 WORLD_FLAGS = --pretrained_teacher_model $(TINY)/teacher --train_data_dir $(TINY)/data/train --resolution 32 \
@@ -26,9 +27,9 @@ WORLD_FLAGS = --pretrained_teacher_model $(TINY)/teacher --train_data_dir $(TINY
   --discriminator_image_model $(TINY)/feature_network
 # One recipe for the demo, the ablations and the comparison.
 RECIPE_FLAGS = $(shell grep -v '^\#' examples/demo/recipe.txt)
-RUN_FLAGS = --max_train_steps $(STEPS) --checkpointing_steps 100 --checkpoints_total_limit 1 \
+RUN_FLAGS = --max_train_steps $(STEPS) --checkpointing_steps 200 --checkpoints_total_limit 1 \
   --resume_from_checkpoint latest --validation_prompts "a handwritten zero" "a bold handwritten three" \
-  "a thin handwritten seven leaning right" --validation_steps 100 --seed 0
+  "a thin handwritten seven leaning right" --validation_steps 200 --seed 0
 BUILD_COMMAND = python -m examples.tiny.build --output_dir $(TINY)
 TRAIN_COMMAND = accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
   --num_cpu_threads_per_process $(THREADS) \
@@ -37,7 +38,7 @@ REPORT_COMMAND = python -m examples.demo.report --tiny_dir $(TINY) --student $(D
   --commands '$(BUILD_COMMAND)' '$(TRAIN_COMMAND)'
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: demo demo-long test lint tiny tiny-sdxl clean
+.PHONY: demo demo-long test lint tiny tiny-sdxl test-conformance clean
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,7 +53,7 @@ demo: tiny
 	$(IN_VENV) $(TRAIN_COMMAND)
 	$(IN_VENV) $(REPORT_COMMAND)
 
-demo-long: STEPS := 3000
+demo-long: STEPS := 6000
 demo-long: DEMO := build/demo-long
 demo-long: demo
 
@@ -65,6 +66,15 @@ lint: $(VENV)/.installed
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# diffusers' own pipeline tests against ours and, as a control, the stock pipelines; fetched where there is network.
+DIFFUSERS_CHECKOUT ?= build/diffusers
+DIFFUSERS_TAG := v0.42.1
+test-conformance: $(VENV)/.installed
+	test -d $(DIFFUSERS_CHECKOUT) || git clone --quiet --depth 1 --branch $(DIFFUSERS_TAG) \
+	  https://github.com/huggingface/diffusers $(DIFFUSERS_CHECKOUT) || echo "diffusers' tests could not be fetched"
+	$(BIN)/python -m pip install --quiet parameterized requests-mock -c constraints.txt
+	OMP_NUM_THREADS=1 DIFFUSERS_CHECKOUT=$(DIFFUSERS_CHECKOUT) $(BIN)/python -m pytest conformance -rs
 
 clean:
 	rm -rf build

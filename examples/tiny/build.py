@@ -96,7 +96,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=float,
         default=1.0,
         help="Multiplies the iterations of every stage: 0.01 shows in seconds that all runs, 3 trains longer. "
-        "Default: 1.0, about five minutes on two cores.",
+        "Default: 1.0, about four minutes on two cores.",
     )
     args = parser.parse_args(argv)
     if not 0 < args.iterations_scale < float("inf"):
