@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
+
 @dataclass(frozen=True)
 class Window:
     """A square of a latent grid: `top` and `left` corner and `size`, in latents."""
