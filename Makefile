@@ -53,7 +53,7 @@ demo: tiny
 	$(IN_VENV) $(TRAIN_COMMAND)
 	$(IN_VENV) $(REPORT_COMMAND)
 
-demo-long: STEPS := 6000
+demo-long: STEPS := 2500
 demo-long: DEMO := build/demo-long
 demo-long: demo
 
