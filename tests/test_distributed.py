@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from tests import tiny_world
+from tests.trainers import make_batches, make_trainer
 from training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -49,3 +50,15 @@ def test_two_ranks_train_as_one_with_double_batch(world, tmp_path):
         moment, other = (second_moments(checkpoint) for checkpoint in (one, two))
         # The second moment is the squared gradient: a sum instead of a mean over ranks would make it four times.
         torch.testing.assert_close(moment, other, rtol=5e-2, atol=1e-3 * moment.max().item())
+
+
+def test_two_ranks_make_one_cache(world, tmp_path):
+    """Each encodes its share; what a single process then reads is what it would have encoded itself."""
+    cached = ("--center_crop", "--cache_dir_latents", tmp_path / "cache")
+    launch(world, tmp_path / "two", 2, *cached)
+    online, stored = (
+        make_batches(make_trainer(world, tmp_path / "out", *extra), count=6) for extra in (("--center_crop",), cached)
+    )
+    for a, b in zip(online, stored):
+        torch.testing.assert_close(a.z0, b.z0, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(a.c, b.c, atol=1e-5, rtol=1e-5)

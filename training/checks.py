@@ -174,6 +174,13 @@ def _check_memory(args: argparse.Namespace) -> None:
 
 def _check_output(args: argparse.Namespace) -> None:
     _require(not os.path.isfile(args.output_dir), "output_dir", args.output_dir, "this is a file; name a folder")
+    full_model = os.path.join(args.output_dir, "model_index.json")
+    _require(
+        not args.use_lora or args.fuse_lora or not os.path.isfile(full_model),
+        "output_dir",
+        args.output_dir,
+        "it holds a whole model, which would be published beside the adapter; name another folder, or add --fuse_lora",
+    )
     if args.export_single_file is not None:
         flag, file = "export_single_file", args.export_single_file
         _require(file.endswith(".safetensors"), flag, file, "give a file name that ends in .safetensors")

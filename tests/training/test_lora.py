@@ -196,3 +196,10 @@ def test_target_modules_that_are_not_there_are_refused(world, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train_add.main(tiny_world.flags(world, tmp_path / "out", *LORA, "--lora_target_modules", "to_nowhere"))
     assert "--lora_target_modules got ['to_nowhere']" in capsys.readouterr().err
+
+
+def test_folder_that_holds_a_whole_model_is_refused(world, capsys):
+    """Or the old student would be published beside the new adapter."""
+    with pytest.raises(SystemExit):
+        train_add.main(tiny_world.flags(world, world / "teacher", *LORA))
+    assert "it holds a whole model" in capsys.readouterr().err
