@@ -219,3 +219,17 @@ def test_checkpoints_go_to_a_branch_in_order(hub, student, caplog):
     assert "iteration 2 was not pushed, and training goes on. [Errno 28] No space left on device" in caplog.text
     assert "iteration 3 was not pushed, and training goes on. HTTP 500: repeat it later" in caplog.text
     assert hub.titles(REPO)[-1] == "Student after 4 iterations"
+
+
+def test_training_pushes_every_checkpoint_and_then_the_student(hub, world, tmp_path):
+    """The script itself: the branch has a student of each checkpoint, main the last one, and training is as ever."""
+    flags = ("--checkpointing_steps", 1, "--use_ema", "--mixed_precision", "bf16")
+    train_add.main(tiny_world.flags(world, tmp_path / "alone", *flags))
+    train_add.main(tiny_world.flags(world, tmp_path / "fox", *flags, "--push_to_hub", "--push_every_checkpoint",
+                                    "--hub_token", WRITE, "--hub_model_id", "user/red-fox"))  # fmt: skip
+    titles = hub.titles("user/red-fox")
+    assert titles[:3] == ["initial commit", "Student after 1 iterations", "Student after 2 iterations"]
+    assert hub.files("user/red-fox", "checkpoints").keys() == LAYOUT - {"samples.png"}
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert hub.files("user/red-fox")[weights] == hub.files("user/red-fox", "checkpoints")[weights]
+    assert (tmp_path / "alone" / weights).read_bytes() == hub.files("user/red-fox")[weights]
