@@ -110,6 +110,7 @@ def make_step(
         discriminator=discriminator,
         heads=discriminator.heads,
         distillation_space=args.distillation_space,
+        reconstruct_real=args.reconstruct_real,
         r1_gamma=0,  # torch's counter cannot follow autograd.grad; in the heads it is a few thousandths of a TFLOP
     )
 

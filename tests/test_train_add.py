@@ -203,6 +203,7 @@ def test_validation_grids_and_tensorboard(script, tmp_path):
         ("--mixed_precision", "bf16", "--validation_prompts", "one"),
         ("--random_flip", "--center_crop", "--no_diffaugment", "--r1_gamma", 0, "--lr_scheduler", "linear"),
         ("--discriminator_input_size", 24),
+        ("--reconstruct_real", "--decode_crop_size", 24),
         ("--discriminator_norm", "mixed_batch", "--r1_gamma", 1e-2),
         ("--discriminator_norm", "group", "--gradient_accumulation_steps", 2),
         ("--streaming", "--lr_warmup_steps", 0),

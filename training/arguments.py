@@ -116,6 +116,9 @@ def _discriminator(parser: argparse.ArgumentParser) -> None:
     add("--discriminator_norm", choices=NORMS, default="virtual_batch", help="Of the heads: batch norm in virtual "
         "groups of 8 (StyleGAN-T); the same over groups of real and generated samples together, with which the "
         "discriminator learns faster; or group norm, which treats every sample by itself and suits small batches.")
+    add("--reconstruct_real", action="store_true", help="Show the discriminator decode(encode(x0)) as real, not x0: "
+        "where the autoencoder's traces are easy to see, it otherwise learns to see those, which the student cannot "
+        "change. Costs one decoding without gradient.")
     add("--no_diffaugment", action="store_true", help="Show the discriminator unaugmented images.")
 
 

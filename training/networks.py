@@ -201,5 +201,6 @@ def make_step(
         distillation_weighting=args.distillation_weighting,
         distillation_space=args.distillation_space,
         r1_gamma=args.r1_gamma,
+        reconstruct_real=args.reconstruct_real,
         autocast=accelerator.autocast,
     )

@@ -63,7 +63,8 @@ def describe(args: argparse.Namespace, accelerator: Accelerator, parts: dict[str
         if args.adversarial_weight == 0
         else f"{parts['head_parameters'] / 1e6:.2f}M parameters in {parts['num_taps']} heads "
         f"({args.discriminator_norm} norm) on {args.discriminator_feature_model} at {parts['input_size']} px; "
-        f"c_text {args.discriminator_text_model}, c_img {args.discriminator_image_model}",
+        f"c_text {args.discriminator_text_model}, c_img {args.discriminator_image_model}; "
+        f"real images {'reconstructed' if args.reconstruct_real else 'as they are'}",
         "loss": f"{args.adversarial_weight:g} L_adv + {args.distillation_weight:g} L_distill "
         f"({args.distillation_weighting}, {args.distillation_space}), R1 gamma {args.r1_gamma:g}",
         "batch": f"{batch} = {args.train_batch_size} x {accelerator.num_processes} processes x "

@@ -22,7 +22,7 @@ FIXED_ARGUMENTS = (
     "max_train_samples", "streaming", "resolution", "student_timesteps", "zero_terminal_snr",
     "adversarial_weight", "distillation_weight", "distillation_weighting", "distillation_space",
     "discriminator_feature_model", "discriminator_text_model", "discriminator_image_model",
-    "discriminator_input_size", "discriminator_norm", "use_8bit_adam", "use_ema", "learning_rate",
+    "discriminator_input_size", "discriminator_norm", "reconstruct_real", "use_8bit_adam", "use_ema", "learning_rate",
     "discriminator_learning_rate", "scale_lr", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power",
     "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "discriminator_adam_beta1",
     "discriminator_adam_beta2",

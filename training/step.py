@@ -61,7 +61,7 @@ class StudentSample:
         z: latent.
         x: pixels `(B, 3, P, P)`, None where no loss needs them.
         fake: F_k of the pixels, with their graph; None without discriminator.
-        real: F_k of x0, no gradient; None without discriminator.
+        real: F_k of the real images, no gradient; None without discriminator.
     """
 
     z: Tensor
@@ -96,6 +96,7 @@ class ADDStep:
         teacher_latents: the teacher's latent space where it is another one than the student's (Table 1e), else None.
         discriminator: frozen F with its heads, or None for distillation alone.
         heads: the trainable heads of `discriminator` (wrapped for distribution), or None.
+        reconstruct_real: whether D's real images are decode(z0) instead of x0.
         autocast: makes the context of mixed precision.
     """
 
@@ -111,12 +112,14 @@ class ADDStep:
     distillation_weighting: str = "exponential"
     distillation_space: str = "pixel"
     r1_gamma: float = 1e-5
+    reconstruct_real: bool = False
     autocast: Callable[[], AbstractContextManager] = nullcontext
 
     def sample(self, batch: Batch) -> StudentSample:
         """x^_theta(x_s, s) for one forward of the student and one decoding, shared by the D and the G step."""
         draws, (mean, std) = batch.draws, batch.z0
-        x_s = diffuse_student(self.schedule, mean + std * draws.vae, draws.eps, draws.s)
+        z0 = mean + std * draws.vae
+        x_s = diffuse_student(self.schedule, z0, draws.eps, draws.s)
         with self.autocast():
             z = student_sample(self.student, self.schedule, x_s, draws.s, batch.condition)
         needs_pixels = self.discriminator is not None or (
@@ -125,10 +128,19 @@ class ADDStep:
         x = self.latents.decode(z, batch.window) if needs_pixels else None
         if self.discriminator is None:
             return StudentSample(z, x, None, None)
-        x0 = batch.x0 if batch.window is None else batch.window.of_pixels(batch.x0, self.latents.factor)
         with torch.no_grad():
-            real = self.features(x0, draws.augment_real, batch)
+            real = self.features(self.real_images(batch, z0), draws.augment_real, batch)
         return StudentSample(z, x, self.features(x, draws.augment_fake, batch), real)
+
+    def real_images(self, batch: Batch, z0: Tensor) -> Tensor:
+        """What D is shown as real, `(B, 3, P, P)`: x0, or what the decoder makes of its latent `z0`.
+
+        The student's samples bear the decoder's traces, and no weight of the student can take them away. Where they
+        are easy to see, D learns them and nothing else, and with z0 decoded too it has to look at the content.
+        """
+        if self.reconstruct_real:
+            return self.latents.decode(z0, batch.window)
+        return batch.x0 if batch.window is None else batch.window.of_pixels(batch.x0, self.latents.factor)
 
     def features(self, images: Tensor, augment: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         """F_k(images) of K taps, each `(B, C, N)` float32."""

@@ -110,6 +110,23 @@ def test_one_forward_one_decode_an_iteration(world, tmp_path):
     assert calls == {"student": 1, "teacher": 1, "decoder": 1}
 
 
+@pytest.mark.parametrize("flags", [(), ("--decode_crop_size", 16, "--decode_crop_halo", 1)], ids=["whole", "crop"])
+def test_reconstructed_real_images_have_been_through_the_autoencoder(world, tmp_path, flags):
+    """D sees decode(z0), z0 the very latent that the student's input is made of, with the generated image's window."""
+    trainer = make_trainer(world, tmp_path / "out", "--reconstruct_real", *flags)
+    batch = make_batches(trainer)[0]
+    (mean, std), draws, latents = batch.z0, batch.draws, trainer.networks.latents
+    sample = trainer.step.sample(batch)
+    with torch.no_grad():
+        images = latents.decode(mean + std * draws.vae, batch.window)
+        expected = trainer.step.features(images, draws.augment_real, batch)
+    assert images.shape == sample.x.shape
+    assert all(torch.equal(a, b) for a, b in zip(sample.real, expected))
+    assert not any(f.requires_grad for f in sample.real)
+    plain = make_trainer(world, tmp_path / "out", *flags)
+    assert not any(torch.equal(a, b) for a, b in zip(plain.step.sample(batch).real, expected))
+
+
 def test_student_is_judged_by_the_updated_discriminator(world, tmp_path):
     """Strictly in sequence: L_adv in an iteration comes from the heads after their step."""
     trainer = make_trainer(world, tmp_path / "out", "--discriminator_learning_rate", 1e-2)
