@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 export TRANSFORMERS_VERBOSITY := error
 
 # The recipe of the demo; `demo-long` only trains longer. Every flag is an ordinary one of train_add.py.
-STEPS := 1000
+STEPS := 1200
 # accelerate gives a process one thread unless told otherwise.
 THREADS := $(shell nproc 2>/dev/null || echo 2)
 WORLD_FLAGS = --pretrained_teacher_model $(TINY)/teacher --train_data_dir $(TINY)/data/train --resolution 32 \

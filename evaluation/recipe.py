@@ -1,6 +1,7 @@
 """A recipe: flags of the training script in a text file, so that a demo and its ablations train alike."""
 
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 
 from evaluation.errors import EvaluationError
@@ -26,8 +27,9 @@ def read_recipe(path: Path) -> list[str]:
     return words
 
 
-def merge_flags(words: list[str]) -> list[str]:
-    """The same command line with every flag once: the last one given, which is the one that argparse takes."""
+def merge_flags(words: list[str], without: Collection[str] = ()) -> list[str]:
+    """The same command line with every flag once, the last one given, which is the one that argparse takes; those named
+    in `without` not at all."""
     flags: dict[str, list[str]] = {}
     name = ""
     for word in words:
@@ -36,4 +38,4 @@ def merge_flags(words: list[str]) -> list[str]:
             flags[name] = []
         else:
             flags[name].append(word)
-    return [word for name, values in flags.items() for word in (name, *values)]
+    return [word for name, values in flags.items() if name not in without for word in (name, *values)]

@@ -93,7 +93,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence of the paper, the table it is read from, and the comparisons that it amounts to."""
+    """A sentence of the paper or of ours, the table it is read from, and the comparisons that it amounts to."""
 
     table: str
     text: str
@@ -135,6 +135,12 @@ FINDINGS = (
     Finding("f", "One teacher step suffices: 2 and 4 have no lower distance",
             (*_than(not_worse, DEFAULT, "teacher-steps-2", "distance"),
              *_than(not_worse, DEFAULT, "teacher-steps-4", "distance"))),
+    Finding("ours", "Real images through the autoencoder lower the distance",
+            _than(better, DEFAULT, "ours-real-as-they-are", "distance")),
+    Finding("ours", "So do virtual groups of both kinds", _than(better, DEFAULT, "ours-virtual-batch", "distance")),
+    Finding("ours", "So does leaving out DiffAugment", _than(better, DEFAULT, "ours-diffaugment", "distance")),
+    Finding("ours", "So does drawing s = 999 more often, in one step",
+            _than(better, DEFAULT, "ours-even-timesteps", "distance")),
     Finding("steps", "More sampling steps do not hurt: 2 and 4 are no worse in distance than 1",
             tuple(Comparison(not_worse, DEFAULT, DEFAULT, "distance", (steps, 1)) for steps in (2, 4))),
 )  # fmt: skip

@@ -61,7 +61,8 @@ def _job(row: Row, seed: int, world: World, recipe: list[str], steps: int, out: 
         "--output_dir", str(folder / "student"),
     ]  # fmt: skip
     # A row wins over the recipe, and the recipe over the world.
-    return Job(row, seed, folder, (*launcher, row.script, *merge_flags([*world.flags(), *recipe, *own, *length])))
+    flags = merge_flags([*world.flags(), *recipe, *own, *length], row.without)
+    return Job(row, seed, folder, (*launcher, row.script, *flags))
 
 
 def read_figures(folder: Path) -> dict[int, Figures] | None:

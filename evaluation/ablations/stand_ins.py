@@ -37,22 +37,28 @@ def train_clip(out: Path, train: Split, config: Dinov2Config, iterations: int) -
 
     fit([clip], loss_of_batch, iterations=iterations, learning_rate=LEARNING_RATE, title="CLIP of F's size")
     clip.save_pretrained(out)
-    make_processor().save_pretrained(out)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Build both."""
+    """Build both, or find them built."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny_dir", type=Path, required=True, help="the tiny world")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to build in")
     parser.add_argument("--iterations", type=int, default=ITERATIONS, help="of the CLIP; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of both")
     args = parser.parse_args(argv)
-    torch.manual_seed(args.seed)
     config = Dinov2Config.from_pretrained(args.tiny_dir / "feature_network")
-    Dinov2Model(config).save_pretrained(args.output_dir / "untrained")
-    make_processor().save_pretrained(args.output_dir / "untrained")
-    train_clip(args.output_dir / "clip", read_split(args.tiny_dir / "data" / "train"), config, args.iterations)
+    for name in ("untrained", "clip"):
+        out = args.output_dir / name
+        if (out / "preprocessor_config.json").exists():  # written last
+            print(f"{name}: found in {out}")
+            continue
+        torch.manual_seed(args.seed)
+        if name == "clip":
+            train_clip(out, read_split(args.tiny_dir / "data" / "train"), config, args.iterations)
+        else:
+            Dinov2Model(config).save_pretrained(out)
+        make_processor().save_pretrained(out)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ class Row:
         flags: of the training script, after the recipe's, so that they win.
         fid, clip_score: the paper's, on 5,000 images; None for a row that the paper does not have.
         script: that trains it.
+        without: flags of the recipe that it does not have.
     """
 
     label: str
@@ -29,6 +30,7 @@ class Row:
     fid: float | None
     clip_score: float | None
     script: str = "train_add.py"
+    without: tuple[str, ...] = ()
 
     @property
     def sampling_steps(self) -> tuple[int, ...]:
@@ -38,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the six parts of Table 1: its title in the paper and its rows."""
+    """One of the six parts of Table 1, or ours: its title and its rows."""
 
     title: str
     rows: tuple[Row, ...]
@@ -62,6 +64,10 @@ def _teacher(student: str, teacher: str, fid: float, clip_score: float) -> Row:
     script = {"sd": "train_add.py", "sdxl": "train_add_sdxl.py"}[student]
     label = f"{names[student]} from {names[teacher]}"
     return Row(label, f"teacher-{student}-of-{teacher}", flags, fid, clip_score, script)
+
+
+def _ours(label: str, run: str, *flags: str, without: tuple[str, ...] = ()) -> Row:
+    return Row(label, run, flags, None, None, without=without)
 
 
 NO_TEXT, NO_IMAGE = ("--discriminator_text_model", "none"), ("--discriminator_image_model", "none")
@@ -115,6 +121,18 @@ TABLES = {
             _default("1"),
             Row("2", "teacher-steps-2", ("--teacher_steps", "2"), 20.8, 0.321),
             Row("4", "teacher-steps-4", ("--teacher_steps", "4"), 20.3, 0.317),
+        ),
+    ),
+    "ours": Table(
+        "Not in the paper: what the demo's recipe does otherwise, taken back one by one",
+        (
+            _default("the recipe"),
+            _ours("real images as they are", "ours-real-as-they-are", without=("--reconstruct_real",)),
+            _ours("virtual groups of one kind", "ours-virtual-batch", "--discriminator_norm", "virtual_batch"),
+            _ours("DiffAugment", "ours-diffaugment", without=("--no_diffaugment",)),
+            _ours(
+                "student timesteps drawn evenly", "ours-even-timesteps", without=("--student_timestep_probabilities",)
+            ),
         ),
     ),
 }

@@ -96,7 +96,7 @@ def test_every_row_is_a_command_that_the_script_takes(tiny, tiny_sdxl, tmp_path,
 def test_no_two_runs_are_one_training(tiny, tiny_sdxl, tmp_path):
     """Rows of one run are the same training; different runs differ in more than their folder."""
     world = TinyWorld(tiny, tiny_sdxl, tmp_path)
-    jobs = plan(ROWS, world, [0, 1], RECIPE, 5, tmp_path, ["python"])
+    jobs = plan(ROWS, world, [0, 1], read_recipe(DEFAULT_RECIPE), 5, tmp_path, ["python"])
     assert len({(job.row.run, job.seed) for job in jobs}) == len(jobs) == 2 * (len({row.run for row in ROWS}) - 2)
     trainings = {tuple(word for word in job.command if str(tmp_path / "runs") not in word) for job in jobs}
     assert len(trainings) == len(jobs)
@@ -107,6 +107,14 @@ def test_the_last_of_equal_flags_wins():
     """As argparse has it, with all of its values."""
     words = ["--a", "1", "2", "--flag", "--b", "x", "--a", "-3"]
     assert merge_flags(words) == ["--a", "-3", "--flag", "--b", "x"]
+    assert merge_flags(words, {"--flag", "--a"}) == ["--b", "x"]
+
+
+def test_what_a_row_takes_back_stands_in_the_recipe():
+    """A flag that the recipe lacks would make the row the default under another name."""
+    taken = {flag for row in ROWS for flag in row.without}
+    assert taken
+    assert taken <= set(read_recipe(DEFAULT_RECIPE))
 
 
 def test_the_papers_findings_hold_on_the_papers_figures():
@@ -236,13 +244,19 @@ def test_real_models_are_measured_by_the_evaluation_commands(tiny, tmp_path):
 
 
 def test_stand_ins_are_feature_networks(tiny, tmp_path):
-    """Both are what the discriminator loads, of F's depth; once there, nothing is left to prepare."""
+    """Both are what the discriminator loads, of F's depth; what is there is not made again, what is half made is."""
     world = TinyWorld(tiny, None, tmp_path)
     rows = by_run("default", "features-clip-l", "features-untrained")
     (command,) = world.preparations(rows)
     assert world.preparations(by_run("default")) == []
     stand_ins.main([*command[3:], "--iterations", "1"])
-    assert world.preparations(rows) == []
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert len(made) == 2
+    assert world.preparations(rows) == [command]
+    (tmp_path / "untrained" / "preprocessor_config.json").unlink()
+    stand_ins.main([*command[3:], "--iterations", "1"])
+    again = {path.parent.name for path, made_at in made.items() if path.stat().st_mtime_ns != made_at}
+    assert again == {"untrained"}
     depths = [
         FeatureNetwork.from_pretrained(world.networks.get(name, str(tiny / "feature_network"))).backbone.config
         for name in ("clip_l", "untrained", "dinov2_s")
