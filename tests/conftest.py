@@ -12,6 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from tests import tiny_world
+from tests.trainers import SCRIPTS, Script
 
 torch.set_num_threads(1)
 
@@ -38,3 +39,10 @@ def v_world(tmp_path_factory):
 def sdxl_world(tmp_path_factory):
     """The same with an epsilon teacher in SDXL's layout."""
     return tiny_world.build(tmp_path_factory.mktemp("sdxl_world"), layout="sdxl")
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def script(request):
+    """Both scripts, one after the other."""
+    world, module, stock, ours = SCRIPTS[request.param]
+    return Script(module, request.getfixturevalue(world), stock, ours)

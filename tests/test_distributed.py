@@ -14,12 +14,16 @@ from training.checkpoint import load_checkpoint
 ROOT = Path(__file__).parent.parent
 
 
-def launch(world, output_dir, processes, *extra):
+def start(world, output_dir, processes, *extra, script=ROOT / "train_add.py"):
     argv = tiny_world.flags(world, output_dir, "--checkpointing_steps", 1, "--max_train_steps", 2, "--use_ema", *extra)
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0",
-               "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", ROOT / "train_add.py", *argv]  # fmt: skip
+               "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", script, *argv]  # fmt: skip
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+def launch(world, output_dir, processes, *extra):
+    done = start(world, output_dir, processes, *extra)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
@@ -62,3 +66,27 @@ def test_two_ranks_make_one_cache(world, tmp_path):
     for a, b in zip(online, stored):
         torch.testing.assert_close(a.z0, b.z0, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(a.c, b.c, atol=1e-5, rtol=1e-5)
+
+
+def test_a_signal_at_one_rank_ends_both_at_one_checkpoint(world, tmp_path):
+    """Reliability 17: the other rank hears of it, both save the same step, and no rank hangs."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import training.loop as loop, train_add
+original = loop.Trainer._iteration
+def iteration(self, window):
+    original(self, window)
+    if self.state.step == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+loop.Trainer._iteration = iteration
+train_add.main()
+""")
+    flags = ("--max_train_steps", 25, "--checkpointing_steps", 1000)
+    done = start(world, tmp_path / "out", 2, *flags, script=script)
+    assert done.returncode != 0
+    assert "SIGTERM: saved checkpoint-10; go on" in done.stderr
+    assert "exitcode  : 143" in done.stderr
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-10"]
+    assert load_checkpoint(tmp_path / "out" / "checkpoint-10").step == 10

@@ -1,14 +1,46 @@
-"""A trainer as the scripts make it, and batches for it, without running anything."""
+"""The training scripts, each in its world; and a trainer as they make it, with batches for it, without running."""
 
 import hashlib
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from types import ModuleType
 
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+import train_add
+import train_add_sdxl
+from pipelines import ADDPipeline, ADDXLPipeline
 from tests import tiny_world
 from training.arguments import make_parser
 from training.checks import check_arguments
 from training.data import make_dataloader
 from training.families import StableDiffusion, open_families
 from training.loop import Trainer
+
+
+@dataclass
+class Script:
+    """One of the two scripts, the world it is run in, and what it publishes."""
+
+    module: ModuleType
+    world: Path
+    stock: type
+    ours: type
+
+    def run(self, output_dir, *extra):
+        self.module.main(tiny_world.flags(self.world, output_dir, *extra))
+
+
+SCRIPTS = {
+    "sd": ("world", train_add, StableDiffusionPipeline, ADDPipeline),
+    "sdxl": ("sdxl_world", train_add_sdxl, StableDiffusionXLPipeline, ADDXLPipeline),
+}
+
+
+def run(world, output_dir, *extra):
+    """`train_add.py` in `world`, in this process."""
+    train_add.main(tiny_world.flags(world, output_dir, *extra))
 
 
 def make_trainer(world, output_dir, *extra, family=StableDiffusion):

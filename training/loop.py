@@ -3,7 +3,6 @@
 import argparse
 import logging
 import random
-from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,8 +21,9 @@ from .checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from .data import load_image_text_dataset, make_dataloader
 from .embeddings import Embeddings, OnlineEmbeddings
 from .families import Family
+from .interruption import Interrupted, Interruption
 from .iteration import iterate
-from .metrics import Metrics
+from .monitor import READ_EVERY, Monitor
 from .optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
 from .output import write_output
 from .publish import check_push, push_published
@@ -35,11 +35,6 @@ from .state import RunState
 from .validation import averaged, validate
 
 logger = logging.getLogger(__name__)
-READ_EVERY = 10  # iterations between reads of the running figures; each read waits for the device
-
-
-class NonFiniteError(RuntimeError):
-    """Too many iterations in a row had a NaN or infinite loss."""
 
 
 class Trainer:
@@ -68,12 +63,10 @@ class Trainer:
             self.fingerprint = cache_fingerprint(args, self.accelerator, self.rows, self.families)
             is_there(args, self.fingerprint)  # refuses another one
         self._load_networks()
-        self.metrics = Metrics()
-        self.recent_ids: deque[list[int]] = deque(maxlen=READ_EVERY)
         if resume_from is not None:
             self.state.load(resume_from, args, self.accelerator)
             logger.info("Continuing from %s at iteration %d", resume_from.path.name, self.state.step)
-        self.skipped_before = self.state.skipped
+        self.monitor = Monitor(self.accelerator, args, self.global_batch, self.state.skipped)
 
     def _checkpoint_to_resume(self):
         if self.args.resume_from_checkpoint is None:
@@ -198,20 +191,34 @@ class Trainer:
             total=self.total_steps, initial=state.step, desc="ADD", unit="it", smoothing=0.05,
             disable=not accelerator.is_local_main_process,
         )  # fmt: skip
-        for window in _windows(loader, args.gradient_accumulation_steps):
-            if state.step >= self.total_steps:
-                break
-            self._iteration(window)
-            progress.update(1)
-            is_end = state.step == self.total_steps
-            if state.step % READ_EVERY == 0 or is_end:
-                self._read_metrics(progress)
-            if args.validation_prompts and (state.step % args.validation_steps == 0 or is_end):
-                self._validate()
-            if state.step % args.checkpointing_steps == 0:
-                self._checkpoint(progress)
+        with Interruption() as interruption:
+            for window in _windows(loader, args.gradient_accumulation_steps):
+                if state.step >= self.total_steps:
+                    break
+                self._iteration(window)
+                progress.update(1)
+                self._between_iterations(progress, interruption)
         progress.close()
         self._finish()
+
+    def _between_iterations(self, progress: tqdm, interruption: Interruption) -> None:
+        """Log, validate and save where it is time to, and end the run where a signal asks for it."""
+        args, step = self.args, self.state.step
+        is_end, is_read = step == self.total_steps, step % READ_EVERY == 0
+        if is_read or is_end:
+            self.monitor.read(self.state, progress)
+        if args.validation_prompts and (step % args.validation_steps == 0 or is_end):
+            self._validate()
+        if is_due := step % args.checkpointing_steps == 0:
+            self._checkpoint(progress)
+        # Several processes have to agree, which makes them wait for each other: no more often than they do anyway.
+        if not is_end and (is_read or self.accelerator.num_processes == 1):
+            signum = interruption.agreed(self.accelerator)
+            if signum and not is_due:
+                self._checkpoint(progress)
+            if signum:
+                self.accelerator.end_training()
+                raise Interrupted(signum, step)
 
     def _iteration(self, window: list[dict]) -> None:
         state = self.state
@@ -221,38 +228,10 @@ class Trainer:
         values, skipped = iterate(self.step, batches, self.state.updaters, self.accelerator)
         if state.ema is not None:
             state.ema.step(state.trainable().values())
-        self.metrics.add(values)
-        self.metrics.skip(skipped)
-        self.recent_ids.append([int(i) for loaded in window for i in loaded["sample_ids"]])
+        self.monitor.add(values, skipped, [int(i) for loaded in window for i in loaded["sample_ids"]])
         state.step += 1
         state.position += self.global_batch
         state.replaced += sum(loaded["replaced"] for loaded in window)
-
-    def _read_metrics(self, progress: tqdm) -> None:
-        """Log the figures, and end the run where too many steps in a row were not finite."""
-        values, skipped, longest = self.metrics.read()
-        if not values:
-            return
-        self.state.skipped = skipped = self.skipped_before + skipped
-        rate = progress.format_dict["rate"]
-        values["images_per_second"] = (rate or 0.0) * self.global_batch
-        values["skipped_steps"], values["replaced_samples"] = skipped, self.state.replaced
-        for name, updater in self.state.updaters.items():
-            values[f"learning_rate/{name}"] = updater.schedule.get_last_lr()[0]
-        self.accelerator.log(values, step=self.state.step)
-        shown = {"D": "loss/discriminator", "G": "loss/adversarial", "distill": "loss/distillation"}
-        progress.set_postfix(
-            {k: f"{values[v]:.3f}" for k, v in shown.items() if v in values}
-            | {"img/s": f"{values['images_per_second']:.1f}"}
-            | ({"skipped": skipped} if skipped else {})
-        )
-        if longest >= self.args.max_skipped_steps:
-            raise NonFiniteError(
-                f"{longest} iterations in a row had a NaN or infinite loss or gradient, the last of them at iteration "
-                f"{self.state.step} or up to {READ_EVERY} before it; no weight was touched by them. Sample ids since: "
-                f"{[i for ids in self.recent_ids for i in ids]}. Lower --learning_rate or "
-                "--discriminator_learning_rate, or use --mixed_precision bf16, and resume from the last checkpoint"
-            )
 
     def _scheduler(self):
         prediction_type = self.schedules[0].prediction_type
@@ -275,7 +254,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _checkpoint(self, progress: tqdm) -> None:
-        self._read_metrics(progress)  # never save what a run of skipped steps has just condemned
+        self.monitor.read(self.state, progress)  # never save what a run of skipped steps has just condemned
         if self.accelerator.is_main_process:
             tensors, state = self.state.save(self.args, self.accelerator)
             save_checkpoint(self.args.output_dir, self.state.step, tensors, state, self.args.checkpoints_total_limit)

@@ -8,7 +8,9 @@ import train_add
 from pipelines import ADDPipeline
 from tests import tiny_world
 from tests.trainers import make_batches, make_trainer
+from training.arguments import make_parser
 from training.iteration import iterate
+from training.memory import advice
 from training.quantization import quantize_linears
 
 
@@ -119,3 +121,39 @@ def test_everything_together(sdxl_world, tiny_vae, tmp_path):
     pipe = ADDPipeline.from_pretrained(tmp_path / "out")
     assert pipe.vae.dtype == torch.float32
     assert pipe("one", height=32, width=32, output_type="np").images[0].std() > 0
+
+
+def out_of_memory(world, tmp_path, monkeypatch, capsys, *flags):
+    def fail(*_):
+        raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("training.loop.iterate", fail)
+    with pytest.raises(SystemExit) as ended:
+        train_add.main(tiny_world.flags(world, tmp_path / "out", *flags))
+    assert ended.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_out_of_memory_names_what_saves_most(world, tmp_path, monkeypatch, capsys):
+    """Of what is not yet in use (reliability 21)."""
+    message = out_of_memory(world, tmp_path, monkeypatch, capsys)
+    assert "tried to allocate 2.00 GiB" in message
+    assert "first: --gradient_checkpointing (" in message
+    assert "--train_batch_size 2 --gradient_accumulation_steps 2" in message
+    monkeypatch.undo()
+    message = out_of_memory(world, tmp_path, monkeypatch, capsys, "--gradient_checkpointing", "--train_batch_size", 1)
+    assert "first: --use_8bit_adam (" in message
+    assert "--gradient_checkpointing" not in message
+    assert "--train_batch_size" not in message
+
+
+def test_advice_names_flags_that_exist_and_ends():
+    """With all of it in use it says so; each piece of advice begins with flags that the script takes."""
+    parser = make_parser("test")
+    args = parser.parse_args(["--pretrained_teacher_model", "x"])
+    flags = [text.split(" (")[0] for text in advice(args).split(": ", 1)[1].split("; ")]
+    parser.parse_args(["--pretrained_teacher_model", "x", *" ".join(flags).replace("DIR", "d").split()])
+    used = "--gradient_checkpointing --use_8bit_adam --train_batch_size 1 --cache_dir_latents d --use_lora"
+    more = "--decode_crop_size 224 --distillation_space latent --teacher_precision 4bit"
+    args = parser.parse_args(["--pretrained_teacher_model", "x", *used.split(), *more.split()])
+    assert "all that saves memory is in use" in advice(args)
