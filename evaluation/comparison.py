@@ -23,8 +23,8 @@ from evaluation import environment
 from evaluation.errors import EvaluationError
 from evaluation.lcm import RECORD
 from evaluation.runs import write_aside, write_json
+from evaluation.systems import Row, System
 from evaluation.tiny import TinyJudge, quiet_libraries
-from examples.demo.summary import Row, System
 
 STEPS = (1, 2, 4)
 RUN_FILE = "add_run.json"

@@ -9,11 +9,11 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluation import tiny_task
 from evaluation.environment import pick_device
 from evaluation.errors import EvaluationError
 from evaluation.metrics import Evaluator
-from examples.demo import measure as demo
-from examples.demo.summary import Row, System
+from evaluation.systems import Row, System
 from examples.tiny.data import Split, read_split
 
 FILES = (
@@ -69,15 +69,15 @@ class TinyJudge:
         return Evaluator.from_pretrained(str(self.tiny_dir / "evaluator")).to(self.device)
 
     @cached_property
-    def _task(self) -> demo.Task:
+    def _task(self) -> tiny_task.Task:
         train, test = self._splits
         captions, labels = test.captions + train.captions, test.labels + train.labels
-        shown = demo.choose_captions(captions, labels, demo.CAPTIONS)
-        return demo.make_task(test, shown, self._evaluator.model.config.label2id, self.num_samples, seed=0)
+        shown = tiny_task.choose_captions(captions, labels, tiny_task.CAPTIONS)
+        return tiny_task.make_task(test, shown, self._evaluator.model.config.label2id, self.num_samples, seed=0)
 
     @cached_property
     def _real(self) -> tuple[Row, Tensor]:
-        return demo.measure_real(self._evaluator, *self._splits, self._task, seed=0)
+        return tiny_task.measure_real(self._evaluator, *self._splits, self._task, seed=0)
 
     @property
     def floor(self) -> Row:
@@ -89,4 +89,4 @@ class TinyJudge:
         pipeline.to(self.device).set_progress_bar_config(disable=True)
         total = system.network_calls * len(self._task.prompts)
         with tqdm(total=total, unit="call", unit_scale=True, leave=False) as progress:
-            return demo.measure(pipeline, system, self._task, self._evaluator, self._real[1], progress)[0]
+            return tiny_task.measure(pipeline, system, self._task, self._evaluator, self._real[1], progress)[0]

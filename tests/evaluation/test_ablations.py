@@ -13,6 +13,7 @@ import train_add
 import train_add_sdxl
 from discriminator import FeatureNetwork
 from evaluation import __main__ as evaluation_command
+from evaluation import tiny_task
 from evaluation.ablations import __main__ as ablations
 from evaluation.ablations import stand_ins
 from evaluation.ablations.findings import FAILS, FINDINGS, HOLDS, OPEN, Sample, better, collapses, conclude, not_worse
@@ -22,7 +23,6 @@ from evaluation.ablations.tables import TABLES
 from evaluation.ablations.worlds import RealWorld, TinyWorld, missing_for
 from evaluation.errors import EvaluationError
 from evaluation.recipe import DEFAULT_RECIPE, merge_flags, read_recipe
-from examples.demo import measure
 from tests.evaluation.tiny_folder import make_tiny_dir
 from training.arguments import make_parser
 from training.checks import check_arguments
@@ -46,9 +46,9 @@ def tiny_sdxl(sdxl_world, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     """Fewer images: what is measured is not the question here."""
-    monkeypatch.setattr(measure, "NOISES", 2)
-    monkeypatch.setattr(measure, "CAPTIONS", 2)
-    monkeypatch.setattr(measure, "seconds_per_image", lambda *_, **__: 0.0)
+    monkeypatch.setattr(tiny_task, "NOISES", 2)
+    monkeypatch.setattr(tiny_task, "CAPTIONS", 2)
+    monkeypatch.setattr(tiny_task, "seconds_per_image", lambda *_, **__: 0.0)
 
 
 class Here:

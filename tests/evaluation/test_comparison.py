@@ -6,10 +6,9 @@ import shutil
 import pytest
 from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 
-from evaluation import comparison, lcm
+from evaluation import comparison, lcm, tiny_task
 from evaluation.errors import EvaluationError
-from examples.demo import measure
-from examples.demo.summary import Row
+from evaluation.systems import Row
 from pipelines import student_scheduler
 from tests.evaluation.tiny_folder import make_tiny_dir
 
@@ -81,9 +80,9 @@ def test_samplers_are_those_that_are_named(folders):
 
 def test_everybody_is_measured_alike(folders, monkeypatch, capsys):
     """The student that is its teacher draws in one step what the teacher's DDIM does, so its figures are the same."""
-    monkeypatch.setattr(measure, "NOISES", 2)
-    monkeypatch.setattr(measure, "CAPTIONS", 2)
-    monkeypatch.setattr(measure, "seconds_per_image", lambda *_, **__: 0.25)
+    monkeypatch.setattr(tiny_task, "NOISES", 2)
+    monkeypatch.setattr(tiny_task, "CAPTIONS", 2)
+    monkeypatch.setattr(tiny_task, "seconds_per_image", lambda *_, **__: 0.25)
     launched = []
 
     def run(words):

@@ -14,9 +14,10 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from transformers import BitImageProcessor
 
-from evaluation import frechet_distance
-from examples.demo import figures, measure, report
-from examples.demo.summary import Row, System, table, verdict
+from evaluation import frechet_distance, tiny_task
+from evaluation.systems import Row, System
+from examples.demo import figures, report
+from examples.demo.summary import table, verdict
 from examples.tiny.data import Example, Split, write_split
 from examples.tiny.models import make_classifier
 
@@ -67,18 +68,18 @@ def test_captions_cover_every_label_most_frequent_first():
     """Labels in turn, and within a label by number of images."""
     captions = ["a thin one", "a one", "a one", "a two", "a bold two", "a bold two", "a three"]
     labels = ["one", "one", "one", "two", "two", "two", "three"]
-    assert measure.choose_captions(captions, labels, 4) == ["a one", "a three", "a bold two", "a thin one"]
-    assert len(measure.choose_captions(captions, labels, 99)) == 5
+    assert tiny_task.choose_captions(captions, labels, 4) == ["a one", "a three", "a bold two", "a thin one"]
+    assert len(tiny_task.choose_captions(captions, labels, 99)) == 5
 
 
 def test_task_asks_for_every_held_out_caption_before_any_twice():
     """7 prompts of 3 captions: each at least twice; labels belong to the prompts; seeds differ and repeat by --seed."""
     test = Split(torch.zeros(3, 3, 4, 4), [f"a {word}" for word in WORDS], list(WORDS))
     label2id = {"one": 4, "two": 5, "three": 6}
-    task, again, other = (measure.make_task(test, ["a two"], label2id, 7, seed) for seed in (0, 0, 1))
+    task, again, other = (tiny_task.make_task(test, ["a two"], label2id, 7, seed) for seed in (0, 0, 1))
     assert sorted(task.prompts[:3]) == sorted(test.captions)
     assert task.prompts[:3] == task.prompts[3:6]
-    assert task.prompts[7:] == ["a two"] * measure.NOISES
+    assert task.prompts[7:] == ["a two"] * tiny_task.NOISES
     assert task.labels.tolist() == [label2id[prompt.removeprefix("a ")] for prompt in task.prompts[:7]]
     assert len(set(task.seeds)) == len(task.prompts)
     assert (task.prompts, task.seeds) == (again.prompts, again.seeds)
@@ -105,15 +106,15 @@ def test_the_floor_is_train_against_held_out():
     """Distance of the two splits; accuracy on the held-out one (1 of 2); diversity over BOTH, of the captions asked."""
     train = split([(1, 0, 0), (0.5, 0.5, 0), (0, 0, 1)], ["a one", "a one", "a two"], ["one", "one", "two"])
     test = split([(0, 0.4, 0), (1, 0, 0)], ["a two", "a three"], ["two", "three"])
-    task = measure.Task([], [], torch.zeros(9), ["a two", "a three"])
-    row, features = measure.measure_real(MeanColor(), train, test, task, seed=0)
+    task = tiny_task.Task([], [], torch.zeros(9), ["a two", "a three"])
+    row, features = tiny_task.measure_real(MeanColor(), train, test, task, seed=0)
     expected = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0, 0, 1]])
     torch.testing.assert_close(features, torch.tensor([[0, 0.4, 0], [1, 0, 0]]))
     assert row.fd == pytest.approx(frechet_distance(features, expected), abs=1e-5)
     assert row.alignment == 0.5
     assert row.diversity == pytest.approx(math.hypot(1, 0.4))
-    alone = measure.Task([], [], torch.zeros(9), ["a three"])
-    assert measure.measure_real(MeanColor(), train, test, alone, seed=0)[0].diversity is None
+    alone = tiny_task.Task([], [], torch.zeros(9), ["a three"])
+    assert tiny_task.measure_real(MeanColor(), train, test, alone, seed=0)[0].diversity is None
 
 
 def test_scalars_of_a_resumed_run_are_merged(tmp_path):
@@ -178,9 +179,9 @@ def flags(folder, *extra) -> list[str]:
 
 def test_a_student_that_is_its_teacher_measures_as_it_does(folders, monkeypatch, capsys):
     """Same weights, captions and seeds: the same figures to the last digit, at every number of steps; all files."""
-    monkeypatch.setattr(measure, "NOISES", 2)
+    monkeypatch.setattr(tiny_task, "NOISES", 2)
     monkeypatch.setattr(report, "CAPTIONS", 2)
-    monkeypatch.setattr(measure, "seconds_per_image", partial(measure.seconds_per_image, repeats=1))
+    monkeypatch.setattr(tiny_task, "seconds_per_image", partial(tiny_task.seconds_per_image, repeats=1))
     report.main(flags(folders, "--num_samples", 4, "--commands", "make demo"))
     content = json.loads((folders / "demo/report.json").read_text())
     systems = content["systems"]
