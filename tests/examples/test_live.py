@@ -1,7 +1,6 @@
 """The live page in a real browser. Needs gradio, chromium, chromedriver and selenium; skipped aloud where absent."""
 
 import io
-import shutil
 import urllib.request
 
 import numpy as np
@@ -11,19 +10,14 @@ from PIL import Image
 
 from examples.tiny.models import make_scheduler
 from pipelines import student_scheduler
+from tests.browser import needs_browser, open_browser
 from tests.pipelines.families import SD
 
 gradio = pytest.importorskip("gradio", reason="the live page is made with gradio")
-webdriver = pytest.importorskip("selenium.webdriver", reason="the live page is tested with selenium")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="the live page needs chromium and chromedriver")
+pytestmark = needs_browser("the live page")
 
 from examples.live import __main__ as live  # noqa: E402
 from examples.live.page import FIRST_CAPTION, SIDE, Drawer, make_page  # noqa: E402
-
-FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-         "disable-component-update", "disable-sync", "window-size=1200,900")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +43,8 @@ def address(pipe, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(f"--{flag}")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 def expected(pipe, caption: str, steps: int = 1, seed: int = 0) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The voting page in a real browser. Needs chromium, chromedriver and selenium; skipped aloud where they are absent."""
 
-import shutil
 import threading
 from contextlib import contextmanager
 
@@ -8,26 +7,16 @@ import pytest
 
 from evaluation.preference.server import WORDING, StudyServer
 from evaluation.preference.store import Store, read_votes
+from tests.browser import needs_browser, open_browser
 from tests.evaluation.run_folders import PROMPTS, make_run
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="the voting page is tested with selenium")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="the voting page needs chromium and chromedriver")
-
-FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-         "disable-component-update", "disable-sync", "window-size=1200,900")  # fmt: skip
+pytestmark = needs_browser("the voting page")
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(f"--{flag}")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with open_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture
