@@ -19,7 +19,7 @@ from typing import Any
 from evaluation import environment
 from evaluation.compare import write_comparison
 from evaluation.encoders import CLIP, DINOV2
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, exit_status
 from evaluation.generate import generate, measure_speed
 from evaluation.loading import DTYPES, PipelineSpec, load_pipeline
 from evaluation.measure import METRICS, References, check_metrics, load_observers, measure_run
@@ -221,12 +221,8 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     facts = {"command": shlex.join(["python", "-m", "evaluation", *argv])}
-    try:
-        {"generate": run_generate, "measure": run_measure, "compare": run_compare}[args.command](args, facts)
-    except EvaluationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    commands = {"generate": run_generate, "measure": run_measure, "compare": run_compare}
+    return exit_status(lambda: commands[args.command](args, facts))
 
 
 if __name__ == "__main__":

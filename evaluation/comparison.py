@@ -20,7 +20,7 @@ import diffusers
 from diffusers import DiffusionPipeline
 
 from evaluation import environment
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, exit_status
 from evaluation.lcm import RECORD
 from evaluation.runs import write_aside, write_json
 from evaluation.systems import Row, System
@@ -235,12 +235,8 @@ def compare(args: argparse.Namespace, argv: list[str]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        compare(make_parser().parse_args(argv), argv)
-    except EvaluationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    args = make_parser().parse_args(argv)
+    return exit_status(lambda: compare(args, argv))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, LCMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, exit_status
 from evaluation.runs import write_json
 from evaluation.tiny import check_tiny_dir, quiet_libraries
 from examples.tiny.autoencoder import encode_moments
@@ -180,23 +180,23 @@ def check(args: argparse.Namespace) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Distil and publish: a stock repo with `LCMScheduler`, and `lcm.json`, written last, with the command."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = make_parser().parse_args(argv)
-    try:
-        check(args)
-        quiet_libraries()
-        torch.manual_seed(args.seed)
-        pipeline = DiffusionPipeline.from_pretrained(args.tiny_dir / "teacher")
-        student = distil(pipeline, read_split(args.tiny_dir / "data" / "train"), args)
-    except EvaluationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def distil_and_publish(args: argparse.Namespace, argv: list[str]) -> None:
+    """A stock repo with `LCMScheduler`, and `lcm.json`, written last, with the command."""
+    check(args)
+    quiet_libraries()
+    torch.manual_seed(args.seed)
+    pipeline = DiffusionPipeline.from_pretrained(args.tiny_dir / "teacher")
+    student = distil(pipeline, read_split(args.tiny_dir / "data" / "train"), args)
     pipeline.register_modules(unet=student, scheduler=LCMScheduler.from_config(pipeline.scheduler.config))
     pipeline.save_pretrained(args.output_dir)
     write_json(args.output_dir / RECORD, {"command": shlex.join(["python", "-m", "evaluation.lcm", *argv])})
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = make_parser().parse_args(argv)
+    return exit_status(lambda: distil_and_publish(args, argv))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from evaluation.ablations.report import collect, markdown, to_json
 from evaluation.ablations.run import launch_into, plan, run_jobs
 from evaluation.ablations.tables import TABLES
 from evaluation.ablations.worlds import RealWorld, TinyWorld, World
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, exit_status
 from evaluation.recipe import DEFAULT_RECIPE, read_recipe
 from evaluation.runs import write_aside, write_json
 from evaluation.tiny import quiet_libraries
@@ -111,11 +111,8 @@ def ablate(args: argparse.Namespace, argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The command."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        return ablate(make_parser().parse_args(argv), argv)
-    except EvaluationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args = make_parser().parse_args(argv)
+    return exit_status(lambda: ablate(args, argv))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation import environment
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, exit_status
 from evaluation.preference.elo import ROUNDS
 from evaluation.preference.server import StudyServer
 from evaluation.preference.store import QUESTIONS, Store, read_study, read_votes
@@ -148,12 +148,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = make_parser().parse_args(argv)
     command = shlex.join(["python", "-m", "evaluation.preference", *argv])
-    try:
-        {"serve": run_serve, "judge": run_judge, "elo": run_elo}[args.command](args, command)
-    except EvaluationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    commands = {"serve": run_serve, "judge": run_judge, "elo": run_elo}
+    return exit_status(lambda: commands[args.command](args, command))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from examples.tiny.loop import fit
 from examples.tiny.models import make_vae
 from examples.tiny.teacher import train_teacher
 
-
 # --- captions -------------------------------------------------------------------------------------
 
 
