@@ -125,10 +125,9 @@ def test_the_papers_findings_hold_on_the_papers_figures():
         return Sample((paper[run][key],) * 2) if run in paper and steps == 1 else None
 
     verdicts = {finding.text: finding.verdict(figure) for finding in FINDINGS}
-    assert [text for text, verdict in verdicts.items() if verdict is None] == [
-        "(ours) F must be pretrained",
-        "More sampling steps do not hurt: 2 and 4 are no worse in distance than 1",
-    ]
+    unknown = [text for text, verdict in verdicts.items() if verdict is None and not text.startswith("(ours)")]
+    assert unknown == ["More sampling steps do not hurt: 2 and 4 are no worse in distance than 1"]
+    assert all(verdict is None for text, verdict in verdicts.items() if text.startswith("(ours)"))
     assert [text for text, verdict in verdicts.items() if verdict not in (HOLDS, None)] == [
         "One teacher step suffices: 2 and 4 have no lower distance"  # 20.3 at 4 steps against 20.6
     ]
