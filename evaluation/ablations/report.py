@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.ablations.findings import COLLAPSE, FINDINGS, MARGIN, Sample
 from evaluation.ablations.run import Job, read_figures
-from evaluation.ablations.tables import DEFAULT, SAMPLING_STEPS, TABLES, Row
+from evaluation.ablations.tables import DEFAULT, TABLES, Row
 from evaluation.ablations.worlds import World, missing_for
 
 Results = dict[tuple[str, int], dict[str, Sample]]  # (run, sampling steps) to figures over the seeds
@@ -55,13 +55,16 @@ def table(letter: str, world: World, results: Results) -> str:
     return f"### ({letter}) {part.title}\n\n" + "\n".join(lines)
 
 
-def steps_table(world: World, results: Results) -> str:
-    """The default's students at more sampling steps."""
-    lines = [_line(["sampling steps", *world.headings.values()]), "|---|" + "--:|" * len(world.headings)]
-    for steps in SAMPLING_STEPS:
-        figures = results.get((DEFAULT, steps), {})
-        lines.append(_line([steps, *(number(figures.get(key), key) for key in world.headings)]))
-    return "### Sampling steps of the default\n\n" + "\n".join(lines)
+def steps_table(letters: Iterable[str], world: World, results: Results) -> str:
+    """Students that were measured at more than one number of sampling steps."""
+    rows = {row.run: row for letter in letters for row in TABLES[letter].rows if len(row.sampling_steps) > 1}
+    lines = [_line(["row", "sampling steps", *world.headings.values()]), "|---|--:|" + "--:|" * len(world.headings)]
+    for run, row in rows.items():
+        label = "**default**" if run == DEFAULT else row.label
+        for steps in row.sampling_steps:
+            figures = results.get((run, steps), {})
+            lines.append(_line([label, steps, *(number(figures.get(key), key) for key in world.headings)]))
+    return "### Sampling steps\n\n" + "\n".join(lines)
 
 
 def judge(letters: Iterable[str], results: Results) -> list[dict[str, str]]:
@@ -117,7 +120,7 @@ def markdown(
         *([notes.read_text(encoding="utf-8").strip()] if notes else []),
         "## Tables",
         *(table(letter, world, results) for letter in letters),
-        steps_table(world, results),
+        steps_table(letters, world, results),
         *(["## Failed", "\n".join(f"- {name}: {message}" for name, message in failed.items())] if failed else []),
         "## How to repeat",
         "All of it: " + f"`{facts['command']}`. Row by row:",

@@ -5,7 +5,8 @@
     OUT/runs/loss-sds/seed-0/train.log       what it printed
     OUT/runs/loss-sds/seed-0/metrics.json    figures by number of sampling steps, written last
 
-A run with `metrics.json` is finished. A killed one goes on from its last checkpoint.
+A run with `metrics.json` has been trained; figures that it lacks are measured. A killed one goes on from its last
+checkpoint.
 """
 
 import json
@@ -142,13 +143,16 @@ def run_jobs(jobs: list[Job], world: World, launch_for: Callable[[Path], Launch]
     for number, job in enumerate(jobs, start=1):
         name = f"{job.row.run}, seed {job.seed}"
         print(f"[{number}/{len(jobs)}] {name}", flush=True)
-        if read_figures(job.folder) is not None:
+        figures = read_figures(job.folder)
+        missing = [steps for steps in job.row.sampling_steps if steps not in (figures or {})]
+        if not missing:
             continue
         try:
             launch = launch_for(job.folder / "train.log")
-            launch(list(job.command))
-            figures = {steps: world.measure(job.student, steps, launch) for steps in job.row.sampling_steps}
-            write_json(job.folder / "metrics.json", figures)
+            if figures is None:
+                launch(list(job.command))
+            measured = {steps: world.measure(job.student, steps, launch) for steps in missing}
+            write_json(job.folder / "metrics.json", {**(figures or {}), **measured})
         except ValueError as error:  # EvaluationError, and what the metrics say of a student that draws NaN
             failed[name] = str(error)
             print(f"failed: {error}", file=sys.stderr, flush=True)

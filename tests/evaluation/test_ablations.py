@@ -170,14 +170,21 @@ def test_rows_are_trained_measured_kept_and_reported(tiny, tmp_path, capsys):
     assert [Path(command[command.index("--output_dir") + 1]) for command in launch_for.commands] == [jobs[0].student]
     assert run_jobs(jobs, world, launch_for) == {}
     assert len(launch_for.commands) == 1  # all done
+    four = json.loads((jobs[1].folder / "metrics.json").read_text())
+    (jobs[1].folder / "metrics.json").write_text(json.dumps({steps: four[steps] for steps in "12"}))
+    assert run_jobs(jobs, world, launch_for) == {}
+    assert json.loads((jobs[1].folder / "metrics.json").read_text()) == four  # measured again, not trained
+    assert len(launch_for.commands) == 1
     figures = [read_figures(job.folder) for job in jobs]
-    assert [sorted(found) for found in figures] == [[1, 2, 4], [1]]
+    assert [sorted(found) for found in figures] == [[1, 2, 4], [1, 2, 4]]
     assert figures[0][1]["distance"] != figures[1][1]["distance"]
     results = ablations.collect(jobs)
     facts = {"command": "C", "preparations": [], "environment": {"torch": "x"}}
     page = markdown(["d"], world, jobs, results, {}, None, facts)
     assert f"| adv | {figures[1][1]['distance']:.2f} | {figures[1][1]['agreement']:.3f} |" in page
     assert "| 1 | 20.8 | 0.315 |" in page
+    assert f"| adv | 4 | {figures[1][4]['distance']:.2f} | {figures[1][4]['agreement']:.3f} |" in page
+    assert f"| **default** | 2 | {figures[0][2]['distance']:.2f} |" in page
     assert "(not run) | 315.6 | 0.076 |" in page
     assert all(" ".join(job.command) in page for job in jobs)
     assert {entry["verdict"] for entry in judge(["d"], results)} == {OPEN}  # of one seed nothing follows
@@ -227,9 +234,9 @@ def test_real_models_are_measured_by_the_evaluation_commands(tiny, tmp_path):
     recipe = [*RECIPE, "--train_data_dir", str(tiny / "data/train"), "--resolution", "32",
               "--discriminator_feature_model", str(tiny / "feature_network"), "--discriminator_text_model", "none",
               "--discriminator_image_model", "none"]  # fmt: skip
-    rows = by_run("loss-adversarial", "teacher-sd-of-sdxl")
+    rows = by_run("loss-sds", "teacher-sd-of-sdxl")
     jobs = plan(rows, world, [0], recipe, 1, tmp_path, ["python"])
-    assert [job.row.run for job in jobs] == ["loss-adversarial"]
+    assert [job.row.run for job in jobs] == ["loss-sds"]
     launch_for = Here()
     assert run_jobs(jobs, world, launch_for) == {}
     assert [command[:4] for command in launch_for.commands[1:]] == [
