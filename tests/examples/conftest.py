@@ -21,6 +21,6 @@ def pristine(tmp_path_factory, folder) -> Path:
 
 
 @pytest.fixture
-def world(pristine, tmp_path) -> Path:
+def tiny(pristine, tmp_path) -> Path:
     """A built world of the test's own."""
     return Path(shutil.copytree(pristine, tmp_path / "world"))

@@ -31,18 +31,18 @@ def test_same_seed_same_bytes(pristine, folder, tmp_path):
     assert other["clip"]["sha256"][weights] != first["clip"]["sha256"][weights]
 
 
-def test_second_call_finds_everything(world, folder, capsys):
+def test_second_call_finds_everything(tiny, folder, capsys):
     """Nothing is written, and each stage is reported as found."""
-    before = {path: path.stat().st_mtime_ns for path in world.rglob("*")}
-    run(world, folder)
+    before = {path: path.stat().st_mtime_ns for path in tiny.rglob("*")}
+    run(tiny, folder)
     assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines() if ": found" in line] == list(STAGES)
-    assert {path: path.stat().st_mtime_ns for path in world.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in tiny.rglob("*")} == before
 
 
-def test_interrupted_stage_is_built_again(world, folder, monkeypatch, capsys):
+def test_interrupted_stage_is_built_again(tiny, folder, monkeypatch, capsys):
     """A stage that dies after writing files leaves no folder of its name; the next call builds it and what needs it."""
-    expected = hash_files(world / "evaluator")
-    shutil.rmtree(world / "evaluator")
+    expected = hash_files(tiny / "evaluator")
+    shutil.rmtree(tiny / "evaluator")
 
     def dies(out: Path, *_) -> dict:
         (out / "model.safetensors").write_bytes(b"half")
@@ -51,29 +51,29 @@ def test_interrupted_stage_is_built_again(world, folder, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(vision, "train_evaluator", dies)
         with pytest.raises(KeyboardInterrupt):
-            run(world, folder)
-    assert not (world / "evaluator").exists()
+            run(tiny, folder)
+    assert not (tiny / "evaluator").exists()
     capsys.readouterr()
-    run(world, folder)
+    run(tiny, folder)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if ": building" in line] == ["evaluator"]
-    assert hash_files(world / "evaluator") == expected
-    assert not list(world.glob(".*partial"))
+    assert hash_files(tiny / "evaluator") == expected
+    assert not list(tiny.glob(".*partial"))
 
 
-def test_folder_without_its_record_is_not_trusted(world, folder, capsys):
+def test_folder_without_its_record_is_not_trusted(tiny, folder, capsys):
     """Killed between the rename and the record: the files are there, but nothing says that they are right."""
-    manifest = json.loads((world / "build.json").read_text())
+    manifest = json.loads((tiny / "build.json").read_text())
     del manifest["stages"]["feature_network"]
-    (world / "build.json").write_text(json.dumps(manifest))
-    run(world, folder)
+    (tiny / "build.json").write_text(json.dumps(manifest))
+    run(tiny, folder)
     assert "feature_network: building (not built yet)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "add"])
-def test_damage_is_found_and_mended(world, folder, damage, capsys):
+def test_damage_is_found_and_mended(tiny, folder, damage, capsys):
     """A changed, short, missing or foreign file: the stage is built again, to the same bytes, and only that stage."""
-    weights = world / "clip" / "model.safetensors"
+    weights = tiny / "clip" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1
     if damage == "flip":
@@ -83,18 +83,18 @@ def test_damage_is_found_and_mended(world, folder, damage, capsys):
     elif damage == "delete":
         weights.unlink()
     else:
-        (world / "clip" / "extra.bin").write_bytes(b"")
-    expected = json.loads((world / "build.json").read_text())["stages"]["clip"]["sha256"]
-    run(world, folder)
+        (tiny / "clip" / "extra.bin").write_bytes(b"")
+    expected = json.loads((tiny / "build.json").read_text())["stages"]["clip"]["sha256"]
+    run(tiny, folder)
     built = [line for line in capsys.readouterr().out.splitlines() if ": building" in line]
     named = "extra.bin" if damage == "add" else "model.safetensors"
     assert built == [f"clip: building (missing, added or damaged: {named})"]
-    assert hash_files(world / "clip") == expected
+    assert hash_files(tiny / "clip") == expected
 
 
-def test_changed_argument_builds_only_what_depends_on_it(world, folder, capsys):
+def test_changed_argument_builds_only_what_depends_on_it(tiny, folder, capsys):
     """Another prediction type: a new teacher and its preview; all else is found."""
-    run(world, folder, "--prediction_type", "v_prediction")
+    run(tiny, folder, "--prediction_type", "v_prediction")
     built = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if ": building" in line]
     assert built == ["teacher", "preview"]
 
