@@ -1,10 +1,6 @@
-"""Table 1: its rows are commands that the training scripts take, its findings rules, its runs resumable."""
+"""Table 1: its rows are commands that the training scripts take, its runs resumable."""
 
 import json
-import math
-import signal
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,9 +13,9 @@ from evaluation import __main__ as evaluation_command
 from evaluation import tiny_task
 from evaluation.ablations import __main__ as ablations
 from evaluation.ablations import stand_ins
-from evaluation.ablations.findings import FAILS, FINDINGS, HOLDS, OPEN, Sample, better, collapses, conclude, not_worse
+from evaluation.ablations.findings import OPEN
 from evaluation.ablations.report import judge, markdown, table
-from evaluation.ablations.run import launch_into, plan, read_figures, run_jobs
+from evaluation.ablations.run import plan, read_figures, run_jobs
 from evaluation.ablations.tables import TABLES
 from evaluation.ablations.worlds import RealWorld, TinyWorld, missing_for
 from evaluation.errors import EvaluationError
@@ -116,38 +112,6 @@ def test_what_a_row_takes_back_stands_in_the_recipe():
     taken = {flag for row in ROWS for flag in row.without}
     assert taken
     assert taken <= set(read_recipe(DEFAULT_RECIPE))
-
-
-def test_the_papers_findings_hold_on_the_papers_figures():
-    """With its values as two seeds of no spread, all do but the one that it calls inconclusive itself (Table 1f)."""
-    paper = {row.run: {"distance": row.fid, "agreement": row.clip_score} for row in ROWS if row.fid is not None}
-
-    def figure(run, key, steps):
-        return Sample((paper[run][key],) * 2) if run in paper and steps == 1 else None
-
-    verdicts = {finding.text: finding.verdict(figure) for finding in FINDINGS}
-    unknown = [text for text, verdict in verdicts.items() if verdict is None and not text.startswith("(ours)")]
-    assert unknown == ["More sampling steps do not hurt: 2 and 4 are no worse in distance than 1"]
-    assert all(verdict is None for text, verdict in verdicts.items() if text.startswith("(ours)"))
-    assert [text for text, verdict in verdicts.items() if verdict not in (HOLDS, None)] == [
-        "One teacher step suffices: 2 and 4 have no lower distance"  # 20.3 at 4 steps against 20.6
-    ]
-
-
-def test_rules_weigh_a_difference_against_its_error():
-    """Standard error of the difference: sqrt(2 * 0.01 / 2) = 0.1; lower is better for a distance only."""
-    low, high, near = Sample((1.0, 1.2)), Sample((2.0, 2.2)), Sample((1.1, 1.3))
-    assert low.spread == pytest.approx(math.sqrt(0.02))
-    assert (better(low, high, "distance"), better(high, low, "distance")) == (HOLDS, FAILS)
-    assert (better(low, high, "agreement"), better(high, low, "agreement")) == (FAILS, HOLDS)
-    assert (better(low, near, "distance"), not_worse(near, low, "distance")) == (OPEN, HOLDS)
-    assert not_worse(high, low, "distance") == FAILS
-    one = Sample((9.0,))
-    assert (better(low, one, "distance"), not_worse(low, one, "distance"), one.spread) == (OPEN, OPEN, None)
-    assert (collapses(one, Sample((3.0,)), "distance"), collapses(one, Sample((3.1,)), "distance")) == (HOLDS, FAILS)
-    assert [conclude(v) for v in ([HOLDS, OPEN, FAILS], [HOLDS, OPEN], [None, HOLDS], [None])] == [
-        FAILS, OPEN, HOLDS, None,
-    ]  # fmt: skip
 
 
 def test_rows_are_trained_measured_kept_and_reported(tiny, tmp_path, capsys):
@@ -269,45 +233,6 @@ def test_stand_ins_are_feature_networks(tiny, tmp_path):
         for name in ("clip_l", "untrained", "dinov2_s")
     ]
     assert len({(config.num_hidden_layers, config.hidden_size) for config in depths}) == 1
-
-
-def test_a_command_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
-    launch = launch_into(tmp_path / "log")
-    launch(["python", "-c", "print('first')"])
-    with pytest.raises(EvaluationError, match=r"(?s)ended with status 3; .*log ends with:.*second"):
-        launch([sys.executable, "-c", "import sys; print('second'); sys.exit(3)"])
-    assert "first" in (tmp_path / "log").read_text()
-
-
-def alive(stat: Path) -> bool:
-    """Whether a process, by its file in /proc, is there and no zombie."""
-    try:
-        return stat.read_text().split()[2] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def test_an_interrupted_launch_takes_its_whole_family_along(tmp_path):
-    """A launcher's own child must not train on."""
-    log = tmp_path / "log"
-    script = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 1.5)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            launch_into(log)(["python", "-c", script])
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    grandchild = Path(f"/proc/{int(log.read_text().splitlines()[1])}/stat")
-    end = time.monotonic() + 20  # on a busy machine the killed do not die at once
-    while alive(grandchild) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not alive(grandchild)
 
 
 def flags(tiny, out, *extra):
