@@ -6,8 +6,11 @@ Built under `torch.device("meta")` they cost no memory and still count; on a rea
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, Dinov2Config, Dinov2Model
+
+from distillation.student import Condition
 
 TEXT_LENGTH = 77
 
@@ -34,6 +37,11 @@ class Architecture:
         """The UNet."""
         return UNet2DConditionModel(**self.unet)
 
+    def unet_parameters(self) -> int:
+        """Their number."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in self.make_unet().parameters())
+
     def make_vae(self) -> AutoencoderKL:
         """Stable Diffusion's autoencoder, 8 pixels a latent; SDXL's has the same shape."""
         return AutoencoderKL(**VAE, scaling_factor=self.scaling_factor)
@@ -42,6 +50,15 @@ class Architecture:
         """The text encoders; of two, the second projects."""
         kinds = (CLIPTextModel, CLIPTextModelWithProjection)
         return [kind(CLIPTextConfig(**c, **special_tokens)) for kind, c in zip(kinds, self.text_encoders)]
+
+    def empty_condition(self, batch: int, dtype: torch.dtype = torch.float32) -> Condition:
+        """What the UNet takes beside latents and timesteps: the right shapes, arbitrary contents."""
+        hidden = torch.empty(batch, TEXT_LENGTH, self.unet["cross_attention_dim"], dtype=dtype)
+        if self.layout == "sd":
+            return {"encoder_hidden_states": hidden}
+        pooled = torch.empty(batch, self.text_encoders[-1]["projection_dim"], dtype=dtype)
+        added = {"text_embeds": pooled, "time_ids": torch.empty(batch, 6)}
+        return {"encoder_hidden_states": hidden, "added_cond_kwargs": added}
 
 
 VAE = {

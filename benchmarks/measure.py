@@ -2,6 +2,7 @@
 
 import argparse
 import platform
+import re
 import resource
 import statistics
 import time
@@ -25,7 +26,7 @@ class Speed:
     Attributes:
         milliseconds: median.
         images_per_second: of this device.
-        peak_gib: memory of the device that torch held at most; on a CPU, what the whole process did.
+        peak_gib: memory that tensors took at most in the timed iterations; on a CPU, what the whole process did.
     """
 
     milliseconds: float
@@ -44,8 +45,7 @@ def time_iterations(args: argparse.Namespace, family: type, iterations: int, war
     windows = [[loaded] for loaded in islice(loader, warmup + iterations)]
     for window in windows[:warmup]:
         trainer._iteration(window)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    _reset_peak(device)
     seconds = []
     for window in windows[warmup:]:
         start = time.perf_counter()
@@ -56,10 +56,22 @@ def time_iterations(args: argparse.Namespace, family: type, iterations: int, war
     return Speed(median * 1e3, args.train_batch_size / median, _peak_bytes(device) / 2**30)
 
 
+PROCESS = Path("/proc/self")  # of Linux
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (forget := PROCESS / "clear_refs").exists():
+        forget.write_text("5")  # the most that the process has had becomes what it has
+
+
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if not (status := PROCESS / "status").exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 8192, seconds: float = 1.0) -> float:

@@ -1,0 +1,224 @@
+"""A run at full size whose tensors have shapes and no contents: the real networks, losses and updates, and no memory.
+
+It stands on torch's fake tensors. They say that they are on a CPU, since a torch without CUDA has no other device whose
+backward it could follow; where CUDA's rules differ and memory depends on it, CUDA's are followed.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from bitsandbytes.functional import create_dynamic_map
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
+
+from benchmarks.architectures import (
+    ARCHITECTURES,
+    DINOV2_S,
+    Architecture,
+    make_dinov2,
+    make_tiny_vae,
+)
+from discriminator import AUGMENT_NUMBERS, Discriminator, FeatureNetwork
+from distillation.latents import LatentSpace, Window
+from distillation.schedule import NoiseSchedule
+from distillation.teacher import TeacherConditions
+from training.draws import Draws
+from training.iteration import iterate
+from training.lora import add_lora
+from training.networks import QUANTIZED, Diffusers, make_step
+from training.optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
+from training.resolve import guiding_prompts
+from training.step import ADDStep, Batch
+
+CONDITION_DIM = 2048  # of c: CLIP ViT-g-14 and DINOv2 ViT-L
+BLOCK = 64  # 4-bit weights that share a scale
+# What autocast does in float32 on CUDA and leaves alone on a CPU, of what is used here.
+IN_FLOAT32 = ("group_norm", "layer_norm", "interpolate")
+
+
+@dataclass(frozen=True)
+class FakeRun:
+    """What a trainer has when it begins to iterate, with latents and embeddings from the cache."""
+
+    args: argparse.Namespace
+    architecture: Architecture
+    step: ADDStep
+    networks: Diffusers
+    updaters: dict[str, Updater]
+    ema: EMAModel | None
+    accelerator: Accelerator
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Everything that lies in memory before the first iteration."""
+        space = self.networks.latents
+        modules = (self.networks.student, self.networks.teacher, space.vae, space.decoder, self.step.discriminator)
+        for module in modules:
+            if module is not None:
+                yield from module.parameters()
+                yield from module.buffers()
+        if self.ema is not None:
+            yield from self.ema.shadow_params
+
+    def iterate(self, batch_size: int) -> None:
+        """One iteration as the training loop has it."""
+        window = [self._batch(batch_size) for _ in range(self.args.gradient_accumulation_steps)]
+        iterate(self.step, window, self.updaters, self.accelerator)
+        if self.ema is not None:
+            self.ema.step([p for p in self.networks.student.parameters() if p.requires_grad])
+
+    def _batch(self, b: int) -> Batch:
+        args, side = self.args, self.args.resolution // self.networks.latents.factor
+        z, t, numbers = torch.empty(b, 4, side, side), torch.empty(b, dtype=torch.long), torch.empty(b, AUGMENT_NUMBERS)
+        condition = self.architecture.empty_condition(b, half(args))
+        window = None
+        if args.decode_crop_size is not None:
+            window = Window.draw((side, side), args.decode_crop_size // self.networks.latents.factor, (0.5, 0.5))
+        return Batch(
+            x0=torch.empty(b, 3, args.resolution, args.resolution),
+            z0=(z, z),
+            condition=condition,
+            teacher_conditions=TeacherConditions(*[condition] * (1 + len(guiding_prompts(args)))),
+            c=torch.empty(b, CONDITION_DIM),
+            draws=Draws(z, t, z, t, z, numbers, numbers),
+            crop=(0.9, 0.5, 0.5),
+            window=window,
+        )
+
+
+@contextmanager
+def fake_run(model: str, args: argparse.Namespace) -> Iterator[FakeRun]:
+    """The run that the training scripts' flags `args` ask for on `model`, in a mode where tensors have no contents.
+
+    Nothing inside can ask for a tensor's value.
+    """
+    architecture, functional = ARCHITECTURES[model], torch.nn.functional
+    with torch.device("meta"):  # a fake tensor can't be cast, and peft can't adapt what is made of them
+        networks = _make_networks(architecture, args)
+        network = FeatureNetwork(make_dinov2(DINOV2_S).to(half(args)), input_size=args.discriminator_input_size or 224)
+        discriminator = Discriminator(network, CONDITION_DIM, not args.no_diffaugment, args.discriminator_norm)
+    with ExitStack() as stack:
+        for name in IN_FLOAT32:
+            stack.enter_context(mock.patch.object(functional, name, _in_float32(getattr(functional, name))))
+        # The 8-bit optimizer reads the values of a table that it makes, and its guard whether the loss is finite.
+        table = create_dynamic_map(signed=True)
+        stack.enter_context(mock.patch("bitsandbytes.functional.create_dynamic_map", return_value=table))
+        stack.enter_context(mock.patch.object(Updater, "_guarded_step", lambda updater, _: updater.optimizer.step()))
+        stack.callback(AcceleratorState._reset_state, reset_partial_state=True)  # a real run may follow
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        space = networks.latents
+        for module in {networks.student, networks.teacher, space.vae, space.decoder, discriminator} - {None}:
+            module.to_empty(device="cpu")
+        yield _assemble(architecture, args, networks, discriminator)
+
+
+def half(args: argparse.Namespace) -> torch.dtype:
+    """The precision of frozen networks; fp16 is as wide as bf16, and only the latter can be had on a CPU."""
+    return torch.float32 if args.mixed_precision == "no" else torch.bfloat16
+
+
+def _in_float32(function: Callable) -> Callable:
+    def call(*args, **kwargs):
+        if torch.is_autocast_enabled("cpu"):
+            args, kwargs = tree_map(lambda x: x.float() if isinstance(x, Tensor) else x, (args, kwargs))
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _make_networks(architecture: Architecture, args: argparse.Namespace) -> Diffusers:
+    """As `training.networks.load_diffusers`, from configs and on whatever device is the default."""
+
+    def frozen(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+        return nn.Module.to(network, dtype).eval().requires_grad_(False)
+
+    def frozen_unet() -> nn.Module:
+        precision = args.teacher_precision
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16 if precision else half(args)
+        unet = frozen(architecture.make_unet(), dtype)
+        return pack_linears(unet, int(precision[0])) if precision in QUANTIZED else unet
+
+    vae = frozen(architecture.make_vae(), half(args))
+    tiny = None if args.pretrained_tiny_vae_model is None else frozen(make_tiny_vae(), half(args))
+    if args.use_lora:
+        student = frozen_unet()
+        add_lora(student, args)
+    else:
+        student = architecture.make_unet()
+    teacher = None
+    if args.distillation_weight > 0:
+        teacher = student if args.use_lora else frozen_unet()
+    if args.gradient_checkpointing:
+        student.enable_gradient_checkpointing()
+        vae.enable_gradient_checkpointing()
+    return Diffusers(student.train(), teacher, LatentSpace(vae, tiny, args.decode_crop_halo), None)
+
+
+def _assemble(
+    architecture: Architecture, args: argparse.Namespace, networks: Diffusers, discriminator: Discriminator
+) -> FakeRun:
+    precision = "no" if args.mixed_precision == "no" else "bf16"
+    accelerator = Accelerator(cpu=True, device_placement=False, mixed_precision=precision)
+    trainable = [p for p in networks.student.parameters() if p.requires_grad]
+    updaters = {
+        name: Updater(accelerator, accelerator.prepare(o), learning_rate_schedule(o, args, 1000), args.max_grad_norm)
+        for name, o in (
+            ("student", student_optimizer(trainable, args, 1)),
+            ("discriminator", discriminator_optimizer(discriminator.heads.parameters(), args, 1)),
+        )
+    }
+    alphas = torch.linspace(0.9999, 0.0047, 1000)
+    schedule = NoiseSchedule(alphas.sqrt(), (1 - alphas).sqrt(), architecture.prediction_type)
+    step = make_step(
+        args, networks, accelerator.prepare_model(networks.student), discriminator, (schedule, schedule), accelerator
+    )
+    ema = EMAModel(trainable, decay=args.ema_decay, foreach=True) if args.use_ema else None
+    return FakeRun(args, architecture, step, networks, updaters, ema, accelerator)
+
+
+class _Unpacked(torch.autograd.Function):
+    """A product with weights that are unpacked for it, and again for its gradient, as bitsandbytes does."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
+        ctx.shape = shape
+        return (x.bfloat16() @ torch.empty(shape, dtype=torch.bfloat16).t()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return (grad.bfloat16() @ torch.empty(ctx.shape, dtype=torch.bfloat16)).to(grad.dtype), None, None
+
+
+class PackedLinear(nn.Linear):
+    """Stands for bitsandbytes' layers, which can't be without contents: 8 or 4 bits a weight, and their scales."""
+
+    def __init__(self, linear: nn.Linear, bits: int):
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
+        rows, columns = linear.weight.shape
+        self.shape, self.bias = (rows, columns), linear.bias
+        self.weight = nn.Parameter(torch.empty(rows * columns * bits // 8, dtype=torch.uint8), requires_grad=False)
+        # LLM.int8 has a float32 scale a row; NF4 one a block, in 8 bits (and scales of those, next to nothing).
+        scales = torch.empty(rows) if bits == 8 else torch.empty(rows * columns // BLOCK, dtype=torch.uint8)
+        self.register_buffer("scales", scales)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., in)` to `(..., out)`."""
+        out = _Unpacked.apply(x, self.weight, self.shape)
+        return out if self.bias is None else out + self.bias
+
+
+def pack_linears(network: nn.Module, bits: int) -> nn.Module:
+    """`training.quantization.quantize_linears` for networks without contents. In place."""
+    for name, child in network.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(network, name, PackedLinear(child, bits))
+        else:
+            pack_linears(child, bits)
+    return network
