@@ -3,17 +3,14 @@
     DIR/images/mean.npy, std.npy, c_img.npy       (N, ...) by sample id
     DIR/captions/student.encoder_hidden_states.npy, ..., c_text.npy   (M, ...)
     DIR/captions.json                             the M captions
-    DIR/fingerprint.json                          what it was made with; written last
+    DIR/fingerprint.json                          what it was made with; has its name only when all is there
 
 Arrays are memory-mapped: a batch reads its own rows, and the set may be larger than memory.
 """
 
 import argparse
 import json
-import logging
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,21 +19,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .arguments import ArgumentError
-from .data import ImageTextDataset
+from .cache_writer import FINGERPRINT, all_captions, make_tables, write_cache
 from .embeddings import OnlineEmbeddings
 from .families import Family
 from .fingerprint import difference, model_fingerprint
-from .manifest import write_text
 from .resolve import HALF, guiding_prompts
-from .sampler import SampleKey
-from .samples import SampleReader, caption_options
-
-logger = logging.getLogger(__name__)
-FINGERPRINT = "fingerprint.json"
-BATCH = 16  # images or captions encoded at a time
+from .samples import SampleReader
 
 
 @dataclass(frozen=True)
@@ -88,7 +78,7 @@ def open_cache(
     fingerprint: dict,
     make_encoders: Callable[[], OnlineEmbeddings],
 ) -> CachedEmbeddings:
-    """The cache in `--cache_dir_latents`; made first where there is none yet, each process doing its share.
+    """The cache in `--cache_dir_latents`; made first where there is none yet, or finished where it was interrupted.
 
     Args:
         families: by name, "student" and, where it is another, "teacher"; their weights are loaded.
@@ -98,10 +88,12 @@ def open_cache(
     Raises:
         ArgumentError: the folder holds a cache of something else.
     """
-    folder, prompts = Path(args.cache_dir_latents), fingerprint["prompts"]
+    folder = Path(args.cache_dir_latents)
     if not is_there(args, fingerprint):
+        captions = list(dict.fromkeys([*fingerprint["prompts"], *all_captions(rows, reader)]))
+        tables = make_tables(make_encoders(), families, rows, reader, captions, args.dataloader_num_workers)
         dtype = np.float16 if accelerator.mixed_precision in HALF else np.float32
-        _write(folder, fingerprint, accelerator, rows, reader, families, prompts, make_encoders(), dtype)
+        write_cache(folder, fingerprint, captions, tables, accelerator, dtype)
     captions = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
     images, texts = (
         {path.stem: np.load(path, mmap_mode="r") for path in sorted((folder / part).glob("*.npy"))}
@@ -150,67 +142,3 @@ def is_there(args: argparse.Namespace, fingerprint: dict) -> bool:
             "Name another folder, or remove this one"
         )
     return True
-
-
-def _write(folder, fingerprint, accelerator, rows, reader, families, prompts, encoders, dtype) -> None:
-    """Compute everything. Each process takes every n-th batch; the arrays' files are made by whoever has the first."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    captions = list(dict.fromkeys([*prompts, *all_captions(rows, reader)]))
-    tables = {
-        "images": (len(rows), lambda ids: _encode_images(encoders, rows, reader, ids)),
-        "captions": (len(captions), lambda ids: _encode_captions(encoders, families, [captions[i] for i in ids])),
-    }
-    if accelerator.is_main_process:
-        logger.info("Writing the cache of %d images and %d captions to %s", len(rows), len(captions), folder)
-        for part in tables:
-            shutil.rmtree(folder / part, ignore_errors=True)  # of a run that was stopped in the middle
-            (folder / part).mkdir(parents=True)
-        write_text(folder / "captions.json", json.dumps(captions, ensure_ascii=False))
-    for part, (count, encode) in tables.items():
-        arrays: dict[str, np.memmap] = {}
-        if accelerator.is_main_process:  # the first row says the shapes
-            for name, value in encode([0]).items():
-                path, shape = folder / part / f"{name}.npy", (count, *value.shape[1:])
-                np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
-        accelerator.wait_for_everyone()
-        for path in (folder / part).glob("*.npy"):
-            arrays[path.stem] = np.load(path, mmap_mode="r+")
-        starts = range(rank * BATCH, count, world * BATCH)
-        for start in tqdm(starts, desc=f"cache of {part}", disable=not accelerator.is_local_main_process):
-            ids = range(start, min(start + BATCH, count))
-            for name, value in encode(ids).items():
-                arrays[name][start : ids.stop] = value.float().cpu().numpy().astype(dtype)
-        for array in arrays.values():
-            array.flush()
-        accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_text(folder / (FINGERPRINT + ".part"), json.dumps(fingerprint, indent=2, ensure_ascii=False))
-        os.replace(folder / (FINGERPRINT + ".part"), folder / FINGERPRINT)
-    accelerator.wait_for_everyone()
-
-
-def all_captions(rows: datasets.Dataset, reader: SampleReader) -> Iterator[str]:
-    """Every caption that a sample may be given."""
-    for cell in rows[reader.caption_column]:
-        yield from caption_options(cell)
-
-
-@torch.no_grad()
-def _encode_images(encoders: OnlineEmbeddings, rows, reader: SampleReader, ids: Sequence[int]) -> dict[str, Tensor]:
-    """An unusable image's row is what its replacement has: training asks for the replacement by its own id."""
-    data = ImageTextDataset(rows, reader)
-    x0 = torch.stack([data[SampleKey(0, i, i)]["pixels"] for i in ids]).to(encoders.space.vae.device)
-    mean, std = encoders.latents(x0, torch.tensor(list(ids)))
-    c = encoders.c_img(x0, torch.tensor(list(ids)))
-    return {"mean": mean, "std": std} | ({} if c is None else {"c": c})
-
-
-@torch.no_grad()
-def _encode_captions(encoders: OnlineEmbeddings, families: dict[str, Family], captions: list[str]) -> dict[str, Tensor]:
-    found = {
-        f"{name}.{key}": value
-        for name, family in families.items()
-        for key, value in encoders.captions(family, captions).items()
-    }
-    c = encoders.c_text(captions)
-    return found | ({} if c is None else {"c": c})

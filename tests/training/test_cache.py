@@ -1,6 +1,7 @@
 """The cache of latents and embeddings: the same numbers as online, and never those of something else."""
 
 import json
+from functools import partialmethod
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 import train_add
 from tests import tiny_world
 from tests.trainers import make_batches, make_trainer
+from training import cache_writer
 from training.arguments import ArgumentError
 from training.cache import FINGERPRINT
 from training.embeddings import OnlineEmbeddings
@@ -109,23 +111,65 @@ def flip_last_bit(path):
     path.write_bytes(data)
 
 
-def test_cache_that_was_stopped_in_the_middle_is_made_again(world, tmp_path, monkeypatch):
-    """The fingerprint comes last: without it, nothing in the folder is believed."""
+class Stopped(Exception):
+    pass
 
-    class Stopped(Exception):
-        pass
 
+@pytest.mark.parametrize("part", ["latents", "c_text"])
+def test_interrupted_cache_goes_on_where_it_was(world, tmp_path, monkeypatch, part):
+    """Stopped after two batches of images or of captions: what was encoded is not encoded again, and the whole is the
+    one that was never interrupted, byte for byte."""
+    monkeypatch.setattr(cache_writer, "BATCH", 2)
+    encoded, original = [], getattr(OnlineEmbeddings, part)
+
+    def encode(self, *args, stop=None):
+        if stop is not None and len(encoded) == stop:
+            raise Stopped
+        encoded.append(len(args[-1]))
+        return original(self, *args)
+
+    make_trainer(world, tmp_path / "out", *cached(tmp_path / "whole"))
+    monkeypatch.setattr(OnlineEmbeddings, part, partialmethod(encode, stop=3))  # the first one is for the shapes
+    with pytest.raises(Stopped):
+        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    assert not (tmp_path / "cache" / FINGERPRINT).exists()
+    assert encoded == [1, 2, 2]
+    encoded.clear()
+    monkeypatch.setattr(OnlineEmbeddings, part, partialmethod(encode))
+    make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    assert encoded == [2] * ((12 if part == "latents" else 4) - 2)
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*"))
+    assert len(files) == 7
+    for file in files:
+        assert (tmp_path / "cache" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("spoil", ["resolution", "cut"])
+def test_unfinished_cache_of_something_else_is_begun_again(world, tmp_path, monkeypatch, spoil):
     def stop(*_):
         raise Stopped
 
-    monkeypatch.setattr(OnlineEmbeddings, "c_text", stop)
-    with pytest.raises(Stopped):
-        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
-    assert (tmp_path / "cache/images/mean.npy").is_file()
-    assert not (tmp_path / "cache" / FINGERPRINT).exists()
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(OnlineEmbeddings, "c_text", stop)
+        with pytest.raises(Stopped):
+            make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    part = tmp_path / "cache" / (FINGERPRINT + ".part")
+    text = part.read_text()
+    part.write_text(text.replace('"resolution": 32', '"resolution": 64') if spoil == "resolution" else text[:40])
+    assert part.read_text() != text
+    for array in (tmp_path / "cache/images").glob("*.npy"):
+        array.write_bytes(b"old")
     batch = make_batches(make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache")))[0]
+    assert batch.z0[0].shape == (4, 4, 8, 8)
     assert batch.c.norm(dim=1).min() > 0.9
+
+
+def test_workers_read_the_images(world, tmp_path):
+    """The same cache, whoever reads."""
+    for name, workers in (("a", 0), ("b", 2)):
+        make_trainer(world, tmp_path / "out", *cached(tmp_path / name), "--dataloader_num_workers", workers)
+    for file in ("mean.npy", "std.npy", "c.npy"):
+        assert (tmp_path / "a/images" / file).read_bytes() == (tmp_path / "b/images" / file).read_bytes()
 
 
 def test_damaged_image_has_the_latents_of_its_replacement(world, tmp_path):
