@@ -1,6 +1,8 @@
 # make demo   the whole method on real data, on a CPU, in about a quarter of an hour -> build/demo/report.md
 # make test   lint and tests, offline
 # make demo-long   the same as the demo with more iterations
+# make demo-sdxl   the same in SDXL's layout, with train_add_sdxl.py -> build/demo-sdxl/report.md
+# make demo-lora   the same as demo-sdxl, training an adapter alone -> build/demo-lora/report.md
 # make test-conformance   diffusers' own pipeline tests against ours; needs network
 
 PYTHON ?= python3
@@ -30,15 +32,19 @@ RECIPE_FLAGS = $(shell grep -v '^\#' examples/demo/recipe.txt)
 RUN_FLAGS = --max_train_steps $(STEPS) --checkpointing_steps 200 --checkpoints_total_limit 1 \
   --resume_from_checkpoint latest --validation_prompts "a handwritten zero" "a bold handwritten three" \
   "a thin handwritten seven leaning right" --validation_steps 200 --seed 0
-BUILD_COMMAND = python -m examples.tiny.build --output_dir $(TINY)
+SCRIPT := train_add.py
+LAYOUT := sd
+# A demo's own flags, after the recipe's.
+MORE_FLAGS :=
+BUILD_COMMAND = python -m examples.tiny.build --layout $(LAYOUT) --output_dir $(TINY)
 TRAIN_COMMAND = accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
   --num_cpu_threads_per_process $(THREADS) \
-  train_add.py $(WORLD_FLAGS) $(RECIPE_FLAGS) $(RUN_FLAGS) --output_dir $(DEMO)/student
+  $(SCRIPT) $(WORLD_FLAGS) $(RECIPE_FLAGS) $(RUN_FLAGS) $(MORE_FLAGS) --output_dir $(DEMO)/student
 REPORT_COMMAND = python -m examples.demo.report --tiny_dir $(TINY) --student $(DEMO)/student --output_dir $(DEMO) \
   --commands '$(BUILD_COMMAND)' '$(TRAIN_COMMAND)'
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: demo demo-long test lint tiny tiny-sdxl test-conformance clean
+.PHONY: demo demo-long demo-sdxl demo-lora test lint tiny tiny-sdxl test-conformance clean
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -57,8 +63,20 @@ demo-long: STEPS := 2500
 demo-long: DEMO := build/demo-long
 demo-long: demo
 
-tiny-sdxl: $(VENV)/.installed
-	$(IN_VENV) python -m examples.tiny.build --layout sdxl --output_dir build/tiny-sdxl
+SDXL := tiny-sdxl demo-sdxl demo-lora
+$(SDXL): SCRIPT := train_add_sdxl.py
+$(SDXL): LAYOUT := sdxl
+$(SDXL): TINY := build/tiny-sdxl
+
+tiny-sdxl: tiny
+
+demo-sdxl: DEMO := build/demo-sdxl
+demo-sdxl: demo
+
+# An adapter starts at nothing and its rate is not that of whole weights.
+demo-lora: MORE_FLAGS := --use_lora --lora_rank 16 --learning_rate 5e-4 --fuse_lora
+demo-lora: DEMO := build/demo-lora
+demo-lora: demo
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -126,6 +126,11 @@ def make_dinov2(config: dict[str, int]) -> Dinov2Model:
     return Dinov2Model(Dinov2Config(**config, patch_size=14, image_size=518, mlp_ratio=4))
 
 
+def make_openclip_g(**special_tokens: int) -> CLIPTextModelWithProjection:
+    """CLIP ViT-g-14's text encoder, that of c_text."""
+    return CLIPTextModelWithProjection(CLIPTextConfig(**OPENCLIP_G, **special_tokens))
+
+
 def make_tiny_vae() -> AutoencoderTiny:
     """TAESD, whose default arguments these are."""
     return AutoencoderTiny()

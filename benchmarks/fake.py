@@ -21,12 +21,16 @@ from torch.utils._pytree import tree_map
 
 from benchmarks.architectures import (
     ARCHITECTURES,
+    DINOV2_L,
     DINOV2_S,
+    TEXT_LENGTH,
     Architecture,
     make_dinov2,
+    make_openclip_g,
     make_tiny_vae,
 )
-from discriminator import AUGMENT_NUMBERS, Discriminator, FeatureNetwork
+from benchmarks.packed import pack_linears
+from discriminator import AUGMENT_NUMBERS, Discriminator, FeatureNetwork, ImageCondition
 from distillation.latents import LatentSpace, Window
 from distillation.schedule import NoiseSchedule
 from distillation.teacher import TeacherConditions
@@ -39,14 +43,34 @@ from training.resolve import guiding_prompts
 from training.step import ADDStep, Batch
 
 CONDITION_DIM = 2048  # of c: CLIP ViT-g-14 and DINOv2 ViT-L
-BLOCK = 64  # 4-bit weights that share a scale
 # What autocast does in float32 on CUDA and leaves alone on a CPU, of what is used here.
 IN_FLOAT32 = ("group_norm", "layer_norm", "interpolate")
 
 
+class Encoders(nn.ModuleList):
+    """What the cache takes the place of, the autoencoder aside: text encoders, CLIP ViT-g-14, DINOv2 ViT-L."""
+
+    def __init__(self, architecture: Architecture):
+        texts = [*architecture.make_text_encoders(), make_openclip_g()]
+        super().__init__([*texts, ImageCondition(make_dinov2(DINOV2_L))])
+
+    @torch.no_grad()
+    def forward(self, x0: Tensor) -> None:
+        """Encode the images `x0` and as many captions."""
+        *texts, image = self
+        ids = torch.empty(len(x0), TEXT_LENGTH, dtype=torch.long)
+        for encoder in texts:
+            encoder(ids)
+        image(x0)
+
+
 @dataclass(frozen=True)
 class FakeRun:
-    """What a trainer has when it begins to iterate, with latents and embeddings from the cache."""
+    """What a trainer has when it begins to iterate.
+
+    Attributes:
+        encoders: of captions, c_text and c_img; none where those are read from the cache.
+    """
 
     args: argparse.Namespace
     architecture: Architecture
@@ -55,12 +79,13 @@ class FakeRun:
     updaters: dict[str, Updater]
     ema: EMAModel | None
     accelerator: Accelerator
+    encoders: Encoders | None
 
     def tensors(self) -> Iterator[Tensor]:
         """Everything that lies in memory before the first iteration."""
         space = self.networks.latents
         modules = (self.networks.student, self.networks.teacher, space.vae, space.decoder, self.step.discriminator)
-        for module in modules:
+        for module in (*modules, self.encoders):
             if module is not None:
                 yield from module.parameters()
                 yield from module.buffers()
@@ -77,12 +102,16 @@ class FakeRun:
     def _batch(self, b: int) -> Batch:
         args, side = self.args, self.args.resolution // self.networks.latents.factor
         z, t, numbers = torch.empty(b, 4, side, side), torch.empty(b, dtype=torch.long), torch.empty(b, AUGMENT_NUMBERS)
+        x0 = torch.empty(b, 3, args.resolution, args.resolution)
+        if self.encoders is not None:
+            self.networks.latents.moments(x0)
+            self.encoders(x0)
         condition = self.architecture.empty_condition(b, half(args))
         window = None
         if args.decode_crop_size is not None:
             window = Window.draw((side, side), args.decode_crop_size // self.networks.latents.factor, (0.5, 0.5))
         return Batch(
-            x0=torch.empty(b, 3, args.resolution, args.resolution),
+            x0=x0,
             z0=(z, z),
             condition=condition,
             teacher_conditions=TeacherConditions(*[condition] * (1 + len(guiding_prompts(args)))),
@@ -104,6 +133,7 @@ def fake_run(model: str, args: argparse.Namespace) -> Iterator[FakeRun]:
         networks = _make_networks(architecture, args)
         network = FeatureNetwork(make_dinov2(DINOV2_S).to(half(args)), input_size=args.discriminator_input_size or 224)
         discriminator = Discriminator(network, CONDITION_DIM, not args.no_diffaugment, args.discriminator_norm)
+        encoders = None if args.cache_dir_latents else Encoders(architecture).to(half(args)).eval()
     with ExitStack() as stack:
         for name in IN_FLOAT32:
             stack.enter_context(mock.patch.object(functional, name, _in_float32(getattr(functional, name))))
@@ -111,12 +141,13 @@ def fake_run(model: str, args: argparse.Namespace) -> Iterator[FakeRun]:
         table = create_dynamic_map(signed=True)
         stack.enter_context(mock.patch("bitsandbytes.functional.create_dynamic_map", return_value=table))
         stack.enter_context(mock.patch.object(Updater, "_guarded_step", lambda updater, _: updater.optimizer.step()))
-        stack.callback(AcceleratorState._reset_state, reset_partial_state=True)  # a real run may follow
+        AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps its device for a process
+        stack.callback(AcceleratorState._reset_state, reset_partial_state=True)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         space = networks.latents
-        for module in {networks.student, networks.teacher, space.vae, space.decoder, discriminator} - {None}:
+        for module in {networks.student, networks.teacher, space.vae, space.decoder, discriminator, encoders} - {None}:
             module.to_empty(device="cpu")
-        yield _assemble(architecture, args, networks, discriminator)
+        yield _assemble(architecture, args, networks, discriminator, encoders)
 
 
 def half(args: argparse.Namespace) -> torch.dtype:
@@ -162,7 +193,11 @@ def _make_networks(architecture: Architecture, args: argparse.Namespace) -> Diff
 
 
 def _assemble(
-    architecture: Architecture, args: argparse.Namespace, networks: Diffusers, discriminator: Discriminator
+    architecture: Architecture,
+    args: argparse.Namespace,
+    networks: Diffusers,
+    discriminator: Discriminator,
+    encoders: Encoders | None,
 ) -> FakeRun:
     precision = "no" if args.mixed_precision == "no" else "bf16"
     accelerator = Accelerator(cpu=True, device_placement=False, mixed_precision=precision)
@@ -180,45 +215,4 @@ def _assemble(
         args, networks, accelerator.prepare_model(networks.student), discriminator, (schedule, schedule), accelerator
     )
     ema = EMAModel(trainable, decay=args.ema_decay, foreach=True) if args.use_ema else None
-    return FakeRun(args, architecture, step, networks, updaters, ema, accelerator)
-
-
-class _Unpacked(torch.autograd.Function):
-    """A product with weights that are unpacked for it, and again for its gradient, as bitsandbytes does."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
-        ctx.shape = shape
-        return (x.bfloat16() @ torch.empty(shape, dtype=torch.bfloat16).t()).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        return (grad.bfloat16() @ torch.empty(ctx.shape, dtype=torch.bfloat16)).to(grad.dtype), None, None
-
-
-class PackedLinear(nn.Linear):
-    """Stands for bitsandbytes' layers, which can't be without contents: 8 or 4 bits a weight, and their scales."""
-
-    def __init__(self, linear: nn.Linear, bits: int):
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
-        rows, columns = linear.weight.shape
-        self.shape, self.bias = (rows, columns), linear.bias
-        self.weight = nn.Parameter(torch.empty(rows * columns * bits // 8, dtype=torch.uint8), requires_grad=False)
-        # LLM.int8 has a float32 scale a row; NF4 one a block, in 8 bits (and scales of those, next to nothing).
-        scales = torch.empty(rows) if bits == 8 else torch.empty(rows * columns // BLOCK, dtype=torch.uint8)
-        self.register_buffer("scales", scales)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(..., in)` to `(..., out)`."""
-        out = _Unpacked.apply(x, self.weight, self.shape)
-        return out if self.bias is None else out + self.bias
-
-
-def pack_linears(network: nn.Module, bits: int) -> nn.Module:
-    """`training.quantization.quantize_linears` for networks without contents. In place."""
-    for name, child in network.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(network, name, PackedLinear(child, bits))
-        else:
-            pack_linears(child, bits)
-    return network
+    return FakeRun(args, architecture, step, networks, updaters, ema, accelerator, encoders)

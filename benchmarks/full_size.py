@@ -3,7 +3,7 @@
     python -m benchmarks.full_size count                      FLOPs, peak memory, parameters: on any machine, no weights
     python -m benchmarks.full_size options --model sdxl       what each way to save memory saves and costs, counted
     python -m benchmarks.full_size run --model sdxl --recipe C    real iterations on the device at hand
-    python -m benchmarks.full_size compare --model sdxl --recipes A C    how much faster the second is, in turn
+    python -m benchmarks.full_size compare --model sdxl --recipes A C    how much faster the second is, turn by turn
     python -m benchmarks.full_size all                        every run of the table, into benchmarks/results/
 
 Recipes are flags of the training scripts; `count`, `run` and `compare` take more of them at their end.
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import runs
 from benchmarks.architectures import ARCHITECTURES, MEMORY, RECIPES
 from benchmarks.runs import AIMS, RESULTS, Run, compare, measure_all
 from training.arguments import make_parser as make_training_parser
@@ -25,22 +26,38 @@ from training.families import StableDiffusion, StableDiffusionXL
 
 FAMILIES = {"sd": StableDiffusion, "sdxl": StableDiffusionXL}
 BATCHES = (1, 4)  # of the table of options
-CHECKPOINTED, EIGHT_BIT = MEMORY
-OPTIONS = [
-    ("pixel distillation, F at 518 px (recipe A)", "A", ()),
-    ("latent distillation, F at 224 px (recipe B)", "B", ()),
-    ("B, decoded crop of 224 px and its halo (recipe C)", "C", ()),
-    ("B, tiny decoder (recipe D)", "D", ()),
-    ("B, `--gradient_checkpointing`", "B", (CHECKPOINTED,)),
-    ("B, `--use_8bit_adam`", "B", (EIGHT_BIT,)),
-    ("B, `--teacher_precision 8bit`", "B", ("--teacher_precision", "8bit")),
-    ("B, `--teacher_precision 4bit`", "B", ("--teacher_precision", "4bit")),
-    ("B, `--use_lora`", "B", ("--use_lora",)),
-    ("C, LoRA", "C+LoRA", ()),
-    ("C, checkpointed, 8-bit Adam", "C", MEMORY),
-    ("C, LoRA, checkpointed, 8-bit Adam", "C+LoRA", MEMORY),
-    ("C, LoRA, checkpointed, 8-bit Adam, 4-bit base", "C+LoRA", (*MEMORY, "--teacher_precision", "4bit")),
-]
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A row of the table of options."""
+
+    title: str
+    recipe: str
+    flags: tuple[str, ...] = ()
+    is_cached: bool = True
+
+
+CHECKPOINTED, EIGHT_BIT = (MEMORY[0],), (MEMORY[1],)
+FOUR_BIT = ("--teacher_precision", "4bit")
+OPTIONS = (
+    Option("pixel distillation, F at 518 px (recipe A)", "A"),
+    Option("latent distillation, F at 224 px (recipe B)", "B"),
+    Option("B without `--cache_dir_latents`", "B", is_cached=False),
+    Option("B, decoded crop of 224 px and its halo (recipe C)", "C"),
+    Option("B, tiny decoder (recipe D)", "D"),
+    Option("B, `--reconstruct_real`", "B", ("--reconstruct_real",)),
+    Option("B, `--gradient_checkpointing`", "B", CHECKPOINTED),
+    Option("B, `--use_8bit_adam`", "B", EIGHT_BIT),
+    Option("B, `--use_ema`", "B", ("--use_ema",)),
+    Option("B, `--teacher_precision 8bit`", "B", ("--teacher_precision", "8bit")),
+    Option("B, `--teacher_precision 4bit`", "B", FOUR_BIT),
+    Option("B, `--use_lora`", "B", ("--use_lora",)),
+    Option("C, LoRA", "C+LoRA"),
+    Option("C, checkpointed, 8-bit Adam", "C", MEMORY),
+    Option("C, LoRA, checkpointed, 8-bit Adam", "C+LoRA", MEMORY),
+    Option("C, LoRA, checkpointed, 8-bit Adam, 4-bit base", "C+LoRA", (*MEMORY, *FOUR_BIT)),
+)
 
 
 def training_flags(
@@ -92,11 +109,14 @@ def options(model: str, resolution: int) -> list[dict]:
     print("| | TFLOP an image | " + " | ".join(f"GiB at batch {b}" for b in BATCHES) + " | GiB at rest |")
     print("|---|" + "--:|" * (2 + len(BATCHES)))
     rows = []
-    for title, recipe, more in OPTIONS:
-        costs = count_iteration(model, training_args(model, recipe, resolution, 1, "world", more), BATCHES)
+    for option in OPTIONS:
+        args = training_args(model, option.recipe, resolution, 1, "world", option.flags)
+        if not option.is_cached:
+            args.cache_dir_latents = None
+        costs = count_iteration(model, args, BATCHES)
         peaks = " | ".join(f"{cost.peak_gib:.1f}" for cost in costs)
-        print(f"| {title} | {costs[0].tflop:.1f} | {peaks} | {costs[0].resting_gib:.1f} |", flush=True)
-        rows += [{"option": title, **dataclasses.asdict(cost)} for cost in costs]
+        print(f"| {option.title} | {costs[0].tflop:.1f} | {peaks} | {costs[0].resting_gib:.1f} |", flush=True)
+        rows += [{"option": option.title, **dataclasses.asdict(cost)} for cost in costs]
     return rows
 
 
@@ -119,8 +139,12 @@ def run(args: argparse.Namespace) -> dict:
         "flags": " ".join(args.more), **dataclasses.asdict(speed), "peak_counted_gib": cost.peak_gib,
         "tflop_per_image": cost.tflop, "tflop_per_second": achieved, "matrix_rate": rate,
         "share_of_matrix_rate": achieved / rate, **machine(device),
-        "command": "python -m benchmarks.full_size " + " ".join(sys.argv[1:]),
+        "command": _command(),
     }  # fmt: skip
+
+
+def _command() -> str:
+    return "python -m benchmarks.full_size " + " ".join(sys.argv[1:])
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -135,13 +159,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     table.add_argument("--model", choices=ARCHITECTURES, default="sdxl")
     running = commands.add_parser("run", help="Measure one recipe. The last line printed is JSON.")
     running.add_argument("--recipe", choices=RECIPES, required=True)
-    comparing = commands.add_parser("compare", help="How much faster the second recipe is, turn by turn. Ends in JSON.")
+    comparing = commands.add_parser("compare", help="How much faster the second recipe is, turn by turn.")
     comparing.add_argument("--recipes", nargs=2, choices=RECIPES, default=["A", "C"])
     comparing.add_argument("--rounds", type=int, default=2, help="Turns of each; who goes first changes.")
     for command in (running, comparing):
         command.add_argument("--model", choices=ARCHITECTURES, required=True)
     everything = commands.add_parser("all", help="Measure every run of the table that is not yet in the results.")
-    everything.add_argument("--results", type=Path, default=RESULTS, help="Folder for the figures.")
+    for command in (comparing, everything):
+        command.add_argument("--results", type=Path, default=RESULTS, help="Folder for the figures.")
     for command in (counting, running, comparing):
         command.add_argument("--batch", type=int, default=1, help="Images an iteration.")
     for command in (running, comparing, everything):
@@ -169,7 +194,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(run(args)))
     elif args.command == "compare":
         pair = (Run(args.model, args.resolution, recipe, args.batch, tuple(args.more)) for recipe in args.recipes)
-        print(json.dumps(compare(*pair, args.rounds, args.iterations, args.warmup, args.world)))
+        found = compare(*pair, args.rounds, args.iterations, args.warmup, args.world)
+        path = args.results / f"{runs.file_name(found['rows'][0]['device'])}-comparisons.json"
+        runs.save(path, [*runs.load(path), {"command": _command(), **found}])
+        print(f"{args.recipes[1]} is {found['speed']:.2f} times as fast as {args.recipes[0]}")
     else:
         from benchmarks.measure import machine
 

@@ -1,6 +1,7 @@
 """Measured runs, each in a process of its own, whose memory is then its own too; and what the project aims at."""
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -70,15 +71,31 @@ def measure(run: Run, iterations: int, warmup: int, world: Path) -> dict:
 
 def measure_all(device: str, iterations: int, warmup: int, world: Path, results: Path) -> list[dict]:
     """Every run of `RUNS`, saved as it is measured. Called again, it goes on with what is missing or failed."""
-    path = results / (re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json")
-    known = json.loads(path.read_text()) if path.is_file() else []
-    rows = [row for row in known if "failed" not in row]
+    path = results / f"{file_name(device)}.json"
+    rows = [row for row in load(path) if "failed" not in row]
     for run in RUNS:
         if not any(run.is_of(row) for row in rows):
             rows.append(measure(run, iterations, warmup, world))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(rows, indent=1) + "\n")
+            save(path, rows)
     return rows
+
+
+def file_name(device: str) -> str:
+    """A device's name as that of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def load(path: Path) -> list[dict]:
+    """What was saved, or nothing."""
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def save(path: Path, rows: list[dict]) -> None:
+    """Write figures; an interrupted write leaves the old ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(rows, indent=1) + "\n")
+    os.replace(part, path)
 
 
 def compare(first: Run, second: Run, rounds: int, iterations: int, warmup: int, world: Path) -> dict:

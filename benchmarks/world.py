@@ -6,15 +6,14 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from benchmarks.architectures import (
     ARCHITECTURES,
     DINOV2_L,
     DINOV2_S,
-    OPENCLIP_G,
     Architecture,
     make_dinov2,
+    make_openclip_g,
     make_tiny_vae,
 )
 from examples.tiny.models import make_tokenizer
@@ -38,7 +37,7 @@ def build_world(model: str, folder: Path, resolution: int, device: torch.device)
             ("tiny_vae", make_tiny_vae()),
         ):
             module.half().save_pretrained(folder / name)
-        text = CLIPTextModelWithProjection(CLIPTextConfig(**OPENCLIP_G, **_special_tokens(tokenizer)))
+        text = make_openclip_g(**_special_tokens(tokenizer))
         text.half().save_pretrained(folder / "text_condition")
         pipeline = _make_pipeline(ARCHITECTURES[model], tokenizer)
     tokenizer.save_pretrained(folder / "text_condition")

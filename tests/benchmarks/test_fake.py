@@ -6,8 +6,9 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks import architectures, fake
 from benchmarks.count import GIB, count_iteration
-from benchmarks.fake import PackedLinear, fake_run, pack_linears
+from benchmarks.fake import fake_run
 from benchmarks.meter import Meter
+from benchmarks.packed import PackedLinear, pack_linears
 from examples.tiny import models
 from tests.tiny_world import WIDTHS
 from tests.trainers import make_batches, make_trainer

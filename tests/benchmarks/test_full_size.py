@@ -89,6 +89,7 @@ def stand_in(monkeypatch):
             "model": options["--model"], "resolution": int(options["--resolution"]), "recipe": options["--recipe"],
             "batch": int(options["--batch"]), "flags": " ".join(more), "milliseconds": 10.0, "peak_gib": 12.0,
             "images_per_second": {"A": 1.0, "C": 1.7}.get(options["--recipe"], 1.0), "share_of_matrix_rate": 0.3,
+            "device": "Some card",
         }  # fmt: skip
         return types.SimpleNamespace(returncode=0, stdout=f"noise\n{json.dumps(row)}\n")
 
@@ -123,14 +124,18 @@ def test_what_was_not_measured_is_said(capsys):
     assert [aim.verdict([]).endswith("not measured") for aim in runs.AIMS] == [True] * 5
 
 
-def test_two_recipes_are_compared_turn_by_turn(stand_in, capsys):
+def test_two_recipes_are_compared_turn_by_turn(tmp_path, stand_in, capsys):
     seen, fails = stand_in
-    command = ["compare", "--model", "sd15", "--recipes", "A", "C", "--rounds", "3", "--use_8bit_adam"]
-    full_size.main(command)
+    command = ["compare", "--model", "sd15", "--recipes", "A", "C", "--rounds", "3", "--results", str(tmp_path)]
+    full_size.main([*command, "--use_8bit_adam"])
     assert seen == ["A", "C", "C", "A", "A", "C"]
-    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert found["speed"] == pytest.approx(1.7)
-    assert len(found["rows"]) == 6
+    assert "C is 1.70 times as fast as A" in capsys.readouterr().out
+    full_size.main([*command, "--use_lora"])
+    first, second = json.loads((tmp_path / "some-card-comparisons.json").read_text())
+    assert first["speed"] == pytest.approx(1.7)
+    assert len(first["ratios"]) == 3
+    assert {row["flags"] for row in first["rows"]} == {"--use_8bit_adam"}
+    assert {row["flags"] for row in second["rows"]} == {"--use_lora"}
     fails.add("C")
     with pytest.raises(RuntimeError, match=r"Run\(model='sd15'.*recipe='C'.*failed"):
         full_size.main(command)

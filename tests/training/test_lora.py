@@ -90,6 +90,28 @@ def test_base_never_changes_and_the_adapter_does(lora, tmp_path):
     assert all(p.requires_grad for n, p in unet.named_parameters() if "lora_" in n)
 
 
+def test_adapter_is_back_after_a_teacher_that_failed(world, tmp_path):
+    """And its weights are never marked as anything but trainable, not even while it is off."""
+    trainer = make_trainer(world, tmp_path / "out", *LORA)
+    unet, call = trainer.networks.student, trainer.step.teacher.unet
+    trainable = [p for p in unet.parameters() if p.requires_grad]
+    for p in trainable:
+        torch.nn.init.normal_(p, std=0.1)
+    batch = make_batches(trainer)[0]
+    x, t = torch.randn(4, 4, 8, 8), torch.tensor([500] * 4)
+    with torch.no_grad():
+        student = unet(x, t, **batch.condition).sample
+        seen = []
+        hook = unet.conv_out.register_forward_hook(lambda *_: seen.append([p.requires_grad for p in trainable]))
+        teacher = call(x, t, **batch.condition).sample
+        hook.remove()
+        assert seen == [[True] * len(trainable)]
+        with pytest.raises(TypeError):
+            call(x, t, no_such_argument=1)
+        assert not torch.allclose(teacher, student, atol=1e-3)
+        assert torch.equal(unet(x, t, **batch.condition).sample, student)
+
+
 def test_teacher_call_between_forward_and_backward_leaves_the_gradient_alone(world, tmp_path):
     """The adapter is off while the teacher runs, and that is in the middle of the student's iteration."""
     trainer = make_trainer(world, tmp_path / "out", *LORA, "--gradient_checkpointing")
