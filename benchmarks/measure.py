@@ -5,8 +5,10 @@ import platform
 import re
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -62,15 +64,16 @@ PROCESS = Path("/proc/self")  # of Linux
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif (forget := PROCESS / "clear_refs").exists():
-        forget.write_text("5")  # the most that the process has had becomes what it has
+    else:
+        with suppress(OSError):  # elsewhere, or where it is forbidden, the peak is that of the whole process
+            (PROCESS / "clear_refs").write_text("5")  # the most that the process has had becomes what it has
 
 
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if not (status := PROCESS / "status").exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
 
 

@@ -9,11 +9,16 @@ def advice(args: argparse.Namespace) -> str:
     First come those that leave the method as it is, among them the one that saves most; then those that change it.
     """
     same_repo = args.pretrained_student_model is None
+    # With one or two images, gradients and optimizer of all weights are what there is; with more, activations.
+    is_small = args.train_batch_size <= 2 and not args.use_lora
     smaller, more = args.train_batch_size // 2, args.gradient_accumulation_steps * 2
-    options = (
+    first = (
         ("--gradient_checkpointing (nine tenths of the activations, for a quarter more computing)",
          not args.gradient_checkpointing),
         ("--use_8bit_adam (three quarters of the optimizer's state)", not args.use_8bit_adam and not args.use_lora),
+    )  # fmt: skip
+    options = (
+        *(reversed(first) if is_small else first),
         (f"--train_batch_size {smaller} --gradient_accumulation_steps {more}", smaller > 0),
         ("--cache_dir_latents DIR (the encoders leave the device)", args.cache_dir_latents is None),
         ("--use_lora (four fifths of weights and optimizer)", same_repo and not args.use_lora),

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from benchmarks.architectures import ARCHITECTURES, DINOV2_L, DINOV2_S, make_dinov2
+from benchmarks.architectures import ARCHITECTURES, DINOV2_L, DINOV2_S, MEMORY, make_dinov2
 from benchmarks.count import GIB, count_components, count_iteration
 from benchmarks.full_size import training_args
 
@@ -99,6 +99,14 @@ def test_the_aims_of_memory_are_within_reach():
     more = ("--gradient_checkpointing", "--use_8bit_adam")
     assert counted("sdxl", "C+LoRA", *more).peak_gib < 16 - 3
     assert counted("sdxl", "C", *more).peak_gib < 40 - 3
+
+
+def test_what_saves_most_of_all_weights_depends_on_the_batch():
+    """As `training.memory.advice` has it: the optimizer's state with one image, activations with eight."""
+    args = {flag: training_args("sd15", "C", 512, 1, "world", flag) for flag in ((), MEMORY[:1], MEMORY[1:])}
+    plain, checkpointed, eight_bit = (count_iteration("sd15", a, batches=(1, 8)) for a in args.values())
+    assert eight_bit[0].peak_gib < checkpointed[0].peak_gib < plain[0].peak_gib
+    assert checkpointed[1].peak_gib < eight_bit[1].peak_gib < plain[1].peak_gib
 
 
 def test_several_batch_sizes_in_one_go():

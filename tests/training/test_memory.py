@@ -145,6 +145,10 @@ def test_out_of_memory_names_what_saves_most(world, tmp_path, monkeypatch, capsy
     assert "first: --use_8bit_adam (" in message
     assert "--gradient_checkpointing" not in message
     assert "--train_batch_size" not in message
+    monkeypatch.undo()
+    message = out_of_memory(world, tmp_path, monkeypatch, capsys, "--train_batch_size", 1)
+    assert "first: --use_8bit_adam (" in message  # by count: 14 GiB on SDXL, where checkpointing saves next to none
+    assert "; --gradient_checkpointing (" in message
 
 
 def test_advice_names_flags_that_exist_and_ends():
