@@ -1,6 +1,7 @@
 """What a run leaves for others: the published layout, or the adapter, with its card."""
 
 import argparse
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,4 +44,6 @@ def write_output(
         if args.use_lora:
             fuse_lora(pipeline, folder)
         save_published(pipeline, folder)
-    write_card(args, folder, facts, family.pipeline_class.__name__, base_model=family.name)
+    card = write_card(args, folder, facts, family.pipeline_class.__name__, base_model=family.name)
+    for weights in (*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")):
+        shutil.copymode(card, weights)  # safetensors makes files that only their owner may read

@@ -9,6 +9,7 @@ brings its own.
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def export_single_file(folder: str | Path, output: str | Path, dtype: str | None
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     save_file({k: v.contiguous() for k, v in weights.items()}, partial, _metadata(scheduler))
+    shutil.copymode(folder / "model_index.json", partial)  # safetensors makes files that only their owner may read
     os.replace(partial, output)
     return output
 

@@ -169,6 +169,9 @@ def test_fused_pipeline_draws_what_base_and_adapter_draw(lora, tmp_path):
     world, _, stock, main = lora
     out = tmp_path / "out"
     main(tiny_world.flags(world, out, *LORA, "--fuse_lora", "--use_ema", "--ema_decay", 0.5))
+    files = [path for path in out.rglob("*") if path.is_file() and "checkpoint" not in path.parent.name]
+    assert sum(path.suffix == ".safetensors" for path in files) >= 4
+    assert len({path.stat().st_mode for path in files}) == 1  # whoever may read one may read all
     fused = ADDPipeline.from_pretrained(out)
     assert not any("lora" in name for name, _ in fused.unet.named_parameters())
     pipe = stock.from_pretrained(world / "teacher", scheduler=DDPMScheduler.from_pretrained(out, subfolder="scheduler"))

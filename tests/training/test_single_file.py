@@ -175,6 +175,7 @@ def test_command_with_shards_and_dtype(student, tmp_path, capsys):
     file = tmp_path / "student.safetensors"
     single_file.main([str(tmp_path / "shards"), "--output", str(file), "--dtype", "float16"])
     assert "student.safetensors" in capsys.readouterr().out
+    assert file.stat().st_mode == (tmp_path / "shards/model_index.json").stat().st_mode  # others may read it too
     whole = load_file(export_single_file(folder, tmp_path / "whole.safetensors"))
     halves = load_file(file)
     assert halves.keys() == whole.keys()
