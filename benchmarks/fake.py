@@ -131,8 +131,7 @@ def fake_run(model: str, args: argparse.Namespace) -> Iterator[FakeRun]:
     architecture, functional = ARCHITECTURES[model], torch.nn.functional
     with torch.device("meta"):  # a fake tensor can't be cast, and peft can't adapt what is made of them
         networks = _make_networks(architecture, args)
-        network = FeatureNetwork(make_dinov2(DINOV2_S).to(half(args)), input_size=args.discriminator_input_size or 224)
-        discriminator = Discriminator(network, CONDITION_DIM, not args.no_diffaugment, args.discriminator_norm)
+        discriminator = _make_discriminator(args) if args.adversarial_weight > 0 else None
         encoders = None if args.cache_dir_latents else Encoders(architecture).to(half(args)).eval()
     with ExitStack() as stack:
         for name in IN_FLOAT32:
@@ -192,22 +191,27 @@ def _make_networks(architecture: Architecture, args: argparse.Namespace) -> Diff
     return Diffusers(student.train(), teacher, LatentSpace(vae, tiny, args.decode_crop_halo), None)
 
 
+def _make_discriminator(args: argparse.Namespace) -> Discriminator:
+    network = FeatureNetwork(make_dinov2(DINOV2_S).to(half(args)), input_size=args.discriminator_input_size or 224)
+    return Discriminator(network, CONDITION_DIM, not args.no_diffaugment, args.discriminator_norm)
+
+
 def _assemble(
     architecture: Architecture,
     args: argparse.Namespace,
     networks: Diffusers,
-    discriminator: Discriminator,
+    discriminator: Discriminator | None,
     encoders: Encoders | None,
 ) -> FakeRun:
     precision = "no" if args.mixed_precision == "no" else "bf16"
     accelerator = Accelerator(cpu=True, device_placement=False, mixed_precision=precision)
     trainable = [p for p in networks.student.parameters() if p.requires_grad]
+    optimizers = {"student": student_optimizer(trainable, args, 1)}
+    if discriminator is not None:
+        optimizers["discriminator"] = discriminator_optimizer(discriminator.heads.parameters(), args, 1)
     updaters = {
         name: Updater(accelerator, accelerator.prepare(o), learning_rate_schedule(o, args, 1000), args.max_grad_norm)
-        for name, o in (
-            ("student", student_optimizer(trainable, args, 1)),
-            ("discriminator", discriminator_optimizer(discriminator.heads.parameters(), args, 1)),
-        )
+        for name, o in optimizers.items()
     }
     alphas = torch.linspace(0.9999, 0.0047, 1000)
     schedule = NoiseSchedule(alphas.sqrt(), (1 - alphas).sqrt(), architecture.prediction_type)

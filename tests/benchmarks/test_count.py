@@ -4,8 +4,9 @@ from functools import cache
 
 import pytest
 import torch
+from torch import nn
 
-from benchmarks.architectures import ARCHITECTURES, DINOV2_L, DINOV2_S, MEMORY, make_dinov2
+from benchmarks.architectures import ARCHITECTURES, DINOV2_L, DINOV2_S, MEMORY, make_dinov2, make_openclip_g
 from benchmarks.count import GIB, count_components, count_iteration
 from benchmarks.full_size import training_args
 
@@ -88,10 +89,24 @@ def test_what_rests_between_iterations(flags, per_trainable, per_frozen):
     cost = counted("sd15", "C", *NO_HALO, *flags)
     with torch.device("meta"):
         unet, vae = (ARCHITECTURES["sd15"].make_unet(), ARCHITECTURES["sd15"].make_vae())
-    linear = sum(m.weight.numel() for m in unet.modules() if isinstance(m, torch.nn.Linear))
+    linear = sum(m.weight.numel() for m in unet.modules() if isinstance(m, nn.Linear))
     frozen = 2 * cost.frozen - linear * (2 - 4 / 8 - 4 / 64) if per_frozen is None else per_frozen * cost.frozen
     expected = per_trainable * cost.trainable + frozen + 2 * sum(p.numel() for p in vae.parameters())
     assert cost.resting_gib * GIB == pytest.approx(expected, rel=0.03)  # F, heads and scales come to it
+
+
+def test_the_cache_takes_the_place_of_the_encoders():
+    """An image's encoding, DINOv2-L on it, two text encoders on its caption; and those three encoders' memory."""
+    cached = counted("sd15", "C", *NO_HALO)
+    args = training_args("sd15", "C", 512, 1, "world", NO_HALO)
+    args.cache_dir_latents = None
+    [online] = count_iteration("sd15", args)
+    with torch.device("meta"):
+        encoders = [*ARCHITECTURES["sd15"].make_text_encoders(), make_openclip_g(), make_dinov2(DINOV2_L)]
+    parameters = [sum(p.numel() for p in encoder.parameters()) for encoder in encoders]
+    assert (online.resting_gib - cached.resting_gib) * GIB == pytest.approx(2 * sum(parameters), rel=0.01)
+    of_text = 2 * 77 * sum(m.weight.numel() for e in encoders[:2] for m in e.modules() if isinstance(m, nn.Linear))
+    assert online.tflop - cached.tflop == pytest.approx(1.12 + 0.16 + of_text / 1e12, rel=0.05)
 
 
 def test_the_aims_of_memory_are_within_reach():

@@ -27,7 +27,9 @@ FLAGS = (
     "--mixed_precision no --teacher_guidance_scale 2 --reconstruct_real --no_diffaugment",
     "--mixed_precision bf16 --use_ema --distillation_weight 0",
     "--mixed_precision bf16 --teacher_precision fp32 --use_ema",
+    "--mixed_precision no --adversarial_weight 0",
 )
+TEACHER = ("--pretrained_teacher_model", "x", "--resolution", "32", "--cache_dir_latents", "there")
 
 
 class TinyWorld(architectures.Architecture):
@@ -76,6 +78,7 @@ def measured(trainer):
 def test_counted_is_measured(world, tmp_path, tiny, flags):
     trainer = make_trainer(world, tmp_path / "out", "--discriminator_input_size", 32, *flags.split())
     flops, peak = measured(trainer)
+    trainer.args.cache_dir_latents = "there"  # the batches were made before
     [cost] = count_iteration(tiny, trainer.args)
     assert cost.batch == 4
     assert cost.tflop * 1e12 == pytest.approx(flops, rel=1e-6)
@@ -87,7 +90,7 @@ def test_accumulation_samples_twice_and_holds_one_graph(tiny):
     """Two micro-batches of 4 beside one batch of 8, per image: one more sampling, and far less memory."""
 
     def cost(*flags):
-        args = make_parser("test").parse_args(["--pretrained_teacher_model", "x", "--resolution", "32", *flags])
+        args = make_parser("test").parse_args([*TEACHER, *flags])
         return count_iteration(tiny, args)[0]
 
     flags = ("--discriminator_input_size", "32", "--mixed_precision", "bf16")
@@ -123,8 +126,7 @@ def test_packed_linears_take_what_bitsandbytes_takes(bits):
 
 def test_a_real_run_may_follow(world, tmp_path, tiny):
     """Nothing that was put in place for the count is left: another precision, norms, the guard."""
-    args = make_parser("test").parse_args(["--pretrained_teacher_model", "x", "--mixed_precision", "bf16",
-                                           "--resolution", "32", "--discriminator_input_size", "32"])  # fmt: skip
+    args = make_parser("test").parse_args([*TEACHER, "--mixed_precision", "bf16", "--discriminator_input_size", "32"])
     before = torch.nn.functional.group_norm, Updater._guarded_step
     with fake_run(tiny, args):
         assert Updater._guarded_step is not before[1]
