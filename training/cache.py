@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .arguments import ArgumentError
-from .cache_writer import FINGERPRINT, all_captions, make_tables, write_cache
+from .cache_writer import FINGERPRINT, UNFINISHED, all_captions, make_tables, read_fingerprint, write_cache
 from .embeddings import OnlineEmbeddings
 from .families import Family
 from .fingerprint import difference, model_fingerprint
@@ -131,14 +131,17 @@ def cache_fingerprint(
 
 
 def is_there(args: argparse.Namespace, fingerprint: dict) -> bool:
-    """Whether a whole cache of `fingerprint` is there. Raises: ArgumentError: there is one of something else."""
-    path = Path(args.cache_dir_latents, FINGERPRINT)
-    if not path.is_file():
-        return False
-    changed = difference(json.loads(path.read_text(encoding="utf-8")), fingerprint)
-    if changed:
-        raise ArgumentError(
-            f"--cache_dir_latents got {args.cache_dir_latents!r}, which was made with something else: {changed}. "
-            "Name another folder, or remove this one"
-        )
-    return True
+    """Whether a whole cache of `fingerprint` is there.
+
+    Raises:
+        ArgumentError: there is one of something else, or a part of one: it may have taken hours.
+    """
+    folder = Path(args.cache_dir_latents)
+    for path in (folder / FINGERPRINT, folder / UNFINISHED):
+        found = read_fingerprint(path)
+        if found is not None and (changed := difference(found, fingerprint)):
+            raise ArgumentError(
+                f"--cache_dir_latents got {args.cache_dir_latents!r}, which was made with something else: {changed}. "
+                "Name another folder, or remove this one"
+            )
+    return read_fingerprint(folder / FINGERPRINT) == fingerprint

@@ -22,13 +22,13 @@ from tqdm.auto import tqdm
 from .data import ImageTextDataset, collate
 from .embeddings import OnlineEmbeddings
 from .families import Family
-from .fingerprint import difference
 from .manifest import sync, write_text
 from .sampler import SampleKey
 from .samples import SampleReader, caption_options
 
 logger = logging.getLogger(__name__)
 FINGERPRINT, PROGRESS = "fingerprint.json", "progress"
+UNFINISHED = FINGERPRINT + ".part"  # its name until all is there
 BATCH = 16  # images or captions encoded at a time
 
 
@@ -101,7 +101,7 @@ def write_cache(
     folder: Path, fingerprint: dict, captions: list[str], tables: list[Table], accelerator: Accelerator, dtype: type
 ) -> None:
     """Compute all that is not in `folder` yet, and last give the fingerprint its name."""
-    unfinished = folder / (FINGERPRINT + ".part")
+    unfinished = folder / UNFINISHED
     if accelerator.is_main_process:
         _begin(folder, unfinished, fingerprint, captions, tables)
     for table in tables:
@@ -112,12 +112,17 @@ def write_cache(
     accelerator.wait_for_everyone()
 
 
-def _begin(folder: Path, unfinished: Path, fingerprint: dict, captions: list[str], tables: list[Table]) -> None:
-    """Make room for the tables, unless what lies there is a part of the same cache."""
+def read_fingerprint(path: Path) -> dict | None:
+    """What was written there; None where there is nothing, or it was cut short."""
     try:
-        is_same = not difference(json.loads(unfinished.read_text(encoding="utf-8")), fingerprint)
-    except (OSError, ValueError):  # there is none, or it was cut short
-        is_same = False
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _begin(folder: Path, unfinished: Path, fingerprint: dict, captions: list[str], tables: list[Table]) -> None:
+    """Make room for the tables, unless a part of this cache lies there."""
+    is_same = read_fingerprint(unfinished) == fingerprint
     logger.info(
         "%s the cache of %d images and %d captions in %s",
         "Going on with" if is_same else "Writing", tables[0].count, len(captions), folder,

@@ -13,7 +13,7 @@ def advice(args: argparse.Namespace) -> str:
     is_small = args.train_batch_size <= 2 and not args.use_lora
     smaller, more = args.train_batch_size // 2, args.gradient_accumulation_steps * 2
     first = (
-        ("--gradient_checkpointing (nine tenths of the activations, for a quarter more computing)",
+        ("--gradient_checkpointing (four fifths of the activations, for a quarter more computing)",
          not args.gradient_checkpointing),
         ("--use_8bit_adam (three quarters of the optimizer's state)", not args.use_8bit_adam and not args.use_lora),
     )  # fmt: skip

@@ -145,7 +145,9 @@ def test_interrupted_cache_goes_on_where_it_was(world, tmp_path, monkeypatch, pa
 
 
 @pytest.mark.parametrize("spoil", ["resolution", "cut"])
-def test_unfinished_cache_of_something_else_is_begun_again(world, tmp_path, monkeypatch, spoil):
+def test_unfinished_cache_is_refused_if_it_is_anothers_and_begun_again_if_cut_short(
+    world, tmp_path, monkeypatch, spoil
+):
     def stop(*_):
         raise Stopped
 
@@ -153,15 +155,19 @@ def test_unfinished_cache_of_something_else_is_begun_again(world, tmp_path, monk
         patch.setattr(OnlineEmbeddings, "c_text", stop)
         with pytest.raises(Stopped):
             make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
-    part = tmp_path / "cache" / (FINGERPRINT + ".part")
+    part, array = tmp_path / "cache" / cache_writer.UNFINISHED, tmp_path / "cache/images/mean.npy"
     text = part.read_text()
-    part.write_text(text.replace('"resolution": 32', '"resolution": 64') if spoil == "resolution" else text[:40])
-    assert part.read_text() != text
-    for array in (tmp_path / "cache/images").glob("*.npy"):
-        array.write_bytes(b"old")
-    batch = make_batches(make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache")))[0]
-    assert batch.z0[0].shape == (4, 4, 8, 8)
-    assert batch.c.norm(dim=1).min() > 0.9
+    array.write_bytes(b"old")
+    if spoil == "resolution":
+        part.write_text(text.replace('"resolution": 32', '"resolution": 64'))
+        with pytest.raises(ArgumentError, match="resolution: 64 -> 32"):
+            make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+        assert array.read_bytes() == b"old"
+    else:
+        part.write_text(text[:40])
+        batch = make_batches(make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache")))[0]
+        assert batch.z0[0].shape == (4, 4, 8, 8)
+        assert batch.c.norm(dim=1).min() > 0.9
 
 
 def test_workers_read_the_images(world, tmp_path):
