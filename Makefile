@@ -92,7 +92,7 @@ test-conformance: $(VENV)/.installed
 	test -d $(DIFFUSERS_CHECKOUT) || git clone --quiet --depth 1 --branch $(DIFFUSERS_TAG) \
 	  https://github.com/huggingface/diffusers $(DIFFUSERS_CHECKOUT) || echo "diffusers' tests could not be fetched"
 	$(BIN)/python -m pip install --quiet parameterized requests-mock -c constraints.txt
-	OMP_NUM_THREADS=1 DIFFUSERS_CHECKOUT=$(DIFFUSERS_CHECKOUT) $(BIN)/python -m pytest conformance -rs
+	OMP_NUM_THREADS=1 DIFFUSERS_CHECKOUT=$(DIFFUSERS_CHECKOUT) $(BIN)/python -m pytest tests/conformance -rs
 
 clean:
 	rm -rf build

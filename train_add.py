@@ -6,14 +6,15 @@ What is Stable Diffusion's own stands in `training/families/stable_diffusion.py`
 
 from collections.abc import Sequence
 
-from training.arguments import make_parser
 from training.command import run_command
-from training.families import StableDiffusion
+from training.loop import run_training
+from training.models.families import StableDiffusion
+from training.options.arguments import make_parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    run_command(make_parser(__doc__.split("\n")[0]), argv, StableDiffusion)
+    run_command(make_parser(__doc__.split("\n")[0]), argv, lambda args: run_training(args, StableDiffusion))
 
 
 if __name__ == "__main__":

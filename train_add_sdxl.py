@@ -7,9 +7,10 @@ What is SDXL's own stands in `training/families/stable_diffusion_xl.py`, the loo
 import argparse
 from collections.abc import Sequence
 
-from training.arguments import make_parser
 from training.command import run_command
-from training.families import StableDiffusionXL
+from training.loop import run_training
+from training.models.families import StableDiffusionXL
+from training.options.arguments import make_parser
 
 
 def make_sdxl_parser() -> argparse.ArgumentParser:
@@ -26,7 +27,7 @@ def make_sdxl_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    run_command(make_sdxl_parser(), argv, StableDiffusionXL)
+    run_command(make_sdxl_parser(), argv, lambda args: run_training(args, StableDiffusionXL))
 
 
 if __name__ == "__main__":

@@ -32,15 +32,15 @@ from benchmarks.architectures import (
 from benchmarks.packed import pack_linears
 from discriminator import AUGMENT_NUMBERS, Discriminator, FeatureNetwork, ImageCondition
 from distillation.latents import LatentSpace, Window
+from distillation.losses import ADDStep, Batch
+from distillation.noise import Draws
 from distillation.schedule import NoiseSchedule
 from distillation.teacher import TeacherConditions
-from training.draws import Draws
 from training.iteration import iterate
-from training.lora import add_lora
-from training.networks import QUANTIZED, Diffusers, make_step
+from training.models.lora import add_lora
+from training.models.networks import QUANTIZED, Diffusers, make_step
 from training.optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
-from training.resolve import guiding_prompts
-from training.step import ADDStep, Batch
+from training.options.derived import guiding_prompts
 
 CONDITION_DIM = 2048  # of c: CLIP ViT-g-14 and DINOv2 ViT-L
 # What autocast does in float32 on CUDA and leaves alone on a CPU, of what is used here.
@@ -164,7 +164,7 @@ def _in_float32(function: Callable) -> Callable:
 
 
 def _make_networks(architecture: Architecture, args: argparse.Namespace) -> Diffusers:
-    """As `training.networks.load_diffusers`, from configs and on whatever device is the default."""
+    """As `training.models.networks.load_diffusers`, from configs and on whatever device is the default."""
 
     def frozen(network: nn.Module, dtype: torch.dtype) -> nn.Module:
         return nn.Module.to(network, dtype).eval().requires_grad_(False)

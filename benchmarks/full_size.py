@@ -21,8 +21,8 @@ import torch
 from benchmarks import runs
 from benchmarks.architectures import ARCHITECTURES, MEMORY, RECIPES
 from benchmarks.runs import AIMS, RESULTS, Run, compare, measure_all
-from training.arguments import make_parser as make_training_parser
-from training.families import StableDiffusion, StableDiffusionXL
+from training.models.families import StableDiffusion, StableDiffusionXL
+from training.options.arguments import make_parser as make_training_parser
 
 FAMILIES = {"sd": StableDiffusion, "sdxl": StableDiffusionXL}
 BATCHES = (1, 4)  # of the table of options

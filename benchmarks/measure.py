@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from training.checks import check_arguments
-from training.data import make_dataloader
-from training.families import open_families
+from training.data.dataset import make_dataloader
 from training.loop import Trainer
+from training.models.families import open_families
+from training.options.refusals import check_arguments
 
 
 @dataclass(frozen=True)

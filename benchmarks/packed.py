@@ -38,7 +38,7 @@ class PackedLinear(nn.Linear):
 
 
 def pack_linears(network: nn.Module, bits: int) -> nn.Module:
-    """`training.quantization.quantize_linears` for networks without contents. In place."""
+    """`training.models.quantization.quantize_linears` for networks without contents. In place."""
     for name, child in network.named_children():
         if isinstance(child, nn.Linear):
             setattr(network, name, PackedLinear(child, bits))

@@ -12,11 +12,11 @@ import train_add
 import train_add_sdxl
 from pipelines import ADDPipeline, ADDXLPipeline
 from tests import tiny_world
-from training.arguments import make_parser
-from training.checks import check_arguments
-from training.data import make_dataloader
-from training.families import StableDiffusion, open_families
+from training.data.dataset import make_dataloader
 from training.loop import Trainer
+from training.models.families import StableDiffusion, open_families
+from training.options.arguments import make_parser
+from training.options.refusals import check_arguments
 
 
 @dataclass

@@ -1,34 +1,40 @@
-"""From a command line to a run: parse, refuse, open the models, train."""
+"""The frame of every command: parse, run, and turn an error that a person can fix into one line and an exit status."""
 
 import argparse
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
 
-import torch
+from training.errors import UserError
 
-from .arguments import ArgumentError
-from .checks import check_arguments
-from .families import Family, open_families
-from .interruption import Interrupted
-from .loop import train
-from .memory import advice
-from .publish_layout import PublishError
+DEBUG_HELP = "Show the traceback of an error that would otherwise be one line."
 
 
-def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, family: type[Family]) -> None:
-    """Train a student of `family` as the command line says.
+def run_command(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, run: Callable[[argparse.Namespace], None]
+) -> None:
+    """Parse `argv` and call `run` with the result.
 
-    A refusal ends the program with its message alone and status 2: argparse's own way would print the usage of eighty
-    flags above the one line that matters. A run that a signal has ended leaves a checkpoint and 128 + the signal.
+    A `UserError` ends the process with its message alone and its `status`; Ctrl-C ends it with status 130. Any other
+    exception is a bug of the command and keeps its traceback.
+
+    Args:
+        parser: of the command; gets `--debug`, which re-raises errors in place of printing them.
+        argv: the words after the command's name; None takes those of the process.
+        run: the command itself.
+
+    Raises:
+        SystemExit: a `UserError` or an interruption.
+        UserError: with `--debug`.
     """
+    parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     args = parser.parse_args(argv)
     try:
-        check_arguments(args)
-        train(*open_families(args, family), args)
-    except ArgumentError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
-    except Interrupted as interruption:
-        parser.exit(interruption.status, f"{parser.prog}: {interruption}\n")
-    except torch.OutOfMemoryError as error:
-        parser.exit(1, f"{parser.prog}: error: out of memory: {error}\n{parser.prog}: {advice(args)}\n")
-    except PublishError as error:  # the model is in --output_dir all the same
-        parser.exit(1, f"{parser.prog}: error: {error}\n")
+        run(args)
+    except UserError as error:
+        if args.debug:
+            raise
+        parser.exit(error.status, f"{parser.prog}: {error.label}{error}\n")
+    except KeyboardInterrupt:
+        if args.debug:
+            raise
+        parser.exit(128 + signal.SIGINT, f"{parser.prog}: interrupted\n")

@@ -8,11 +8,15 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
+from training.errors import UserError
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they take a machine away
 
 
-class Interrupted(Exception):
+class Interrupted(UserError):
     """The run has ended early, at a checkpoint. `status` is what the process should exit with: 128 + the signal."""
+
+    label = ""
 
     def __init__(self, signum: int, step: int):
         super().__init__(

@@ -6,8 +6,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from .optimization import Updater
-from .step import ADDStep, Batch
+from distillation.losses import ADDStep, Batch
+from training.optimization import Updater
 
 
 def backward(accelerator: Accelerator, network: nn.Module, loss: Tensor, is_last: bool) -> None:

@@ -12,27 +12,31 @@ from accelerate.utils import set_seed
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
+from distillation.noise import derive_seed
 from pipelines import student_scheduler
-
-from . import networks, resolve, setup
-from .batches import BatchMaker
-from .cache import cache_fingerprint, is_there, open_cache
-from .checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-from .data import load_image_text_dataset, make_dataloader
-from .embeddings import Embeddings, OnlineEmbeddings
-from .families import Family
-from .interruption import Interrupted, Interruption
-from .iteration import iterate
-from .monitor import READ_EVERY, Monitor
-from .optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
-from .output import write_output
-from .publish import check_push, push_published
-from .publish_checkpoints import CheckpointPusher
-from .sampler import derive_seed
-from .samples import SampleReader
-from .single_file import export_single_file
-from .state import RunState
-from .validation import averaged, validate
+from training import accelerator as setup
+from training.checkpoints.run_state import RunState
+from training.checkpoints.store import find_checkpoint, load_checkpoint, save_checkpoint
+from training.data.dataset import load_image_text_dataset, make_dataloader
+from training.data.reader import SampleReader
+from training.encoding.batches import BatchMaker
+from training.encoding.cache import cache_fingerprint, is_there, open_cache
+from training.encoding.embeddings import Embeddings, OnlineEmbeddings
+from training.errors import UserError
+from training.interruption import Interrupted, Interruption
+from training.iteration import iterate
+from training.models import networks
+from training.models.families import Family, open_families
+from training.optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
+from training.options import derived as resolve
+from training.options.memory_advice import advice
+from training.options.refusals import check_arguments
+from training.progress import READ_EVERY, Monitor
+from training.publishing.checkpoint_branch import CheckpointPusher
+from training.publishing.hub import check_push, push_published
+from training.publishing.output import write_output
+from training.publishing.single_file import export_single_file
+from training.validation import averaged, validate
 
 logger = logging.getLogger(__name__)
 
@@ -296,6 +300,19 @@ def _windows(loader: Iterator[dict], size: int) -> Iterator[list[dict]]:
 def _tracker_config(args: argparse.Namespace) -> dict:
     """The flags as trackers take them: numbers and text, and no token."""
     return {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(args).items() if k != "hub_token"}
+
+
+class OutOfMemory(UserError):
+    """The device's memory does not suffice: says which flags would help."""
+
+
+def run_training(args: argparse.Namespace, family: type[Family]) -> None:
+    """Train a student of `family` as the command line says."""
+    try:
+        check_arguments(args)
+        train(*open_families(args, family), args)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(f"out of memory: {error}\n{advice(args)}") from error
 
 
 def train(student: Family, teacher: Family, args: argparse.Namespace) -> None:

@@ -117,7 +117,7 @@ def test_the_aims_of_memory_are_within_reach():
 
 
 def test_what_saves_most_of_all_weights_depends_on_the_batch():
-    """As `training.memory.advice` has it: the optimizer's state with one image, activations with eight."""
+    """As `memory_advice.advice` has it: the optimizer's state with one image, activations with eight."""
     args = {flag: training_args("sd15", "C", 512, 1, "world", flag) for flag in ((), MEMORY[:1], MEMORY[1:])}
     plain, checkpointed, eight_bit = (count_iteration("sd15", a, batches=(1, 8)) for a in args.values())
     assert eight_bit[0].peak_gib < checkpointed[0].peak_gib < plain[0].peak_gib

@@ -12,10 +12,10 @@ from benchmarks.packed import PackedLinear, pack_linears
 from examples.tiny import models
 from tests.tiny_world import WIDTHS
 from tests.trainers import make_batches, make_trainer
-from training.arguments import make_parser
 from training.iteration import iterate
+from training.models.quantization import quantize_linears
 from training.optimization import Updater
-from training.quantization import quantize_linears
+from training.options.arguments import make_parser
 
 FLAGS = (
     "--mixed_precision no",

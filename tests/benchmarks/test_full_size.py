@@ -9,8 +9,8 @@ import torch
 from benchmarks import full_size, measure, runs
 from benchmarks.architectures import RECIPES
 from tests import tiny_world
-from training.arguments import make_parser
-from training.families import StableDiffusion
+from training.models.families import StableDiffusion
+from training.options.arguments import make_parser
 
 
 @pytest.mark.parametrize("extra", [(), ("--use_lora", "--lora_rank", 2, "--mixed_precision", "bf16")])
@@ -29,7 +29,7 @@ def test_matrix_rate_and_machine():
 
 
 def test_every_run_of_the_table_is_a_command_line_the_training_script_takes(tmp_path):
-    from training.checks import check_arguments
+    from training.options.refusals import check_arguments
 
     (tmp_path / "data").mkdir()
     for run in runs.RUNS:

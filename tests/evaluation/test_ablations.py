@@ -21,9 +21,9 @@ from evaluation.ablations.worlds import RealWorld, TinyWorld, missing_for
 from evaluation.errors import EvaluationError
 from evaluation.recipe import DEFAULT_RECIPE, merge_flags, read_recipe
 from tests.evaluation.tiny_folder import make_tiny_dir
-from training.arguments import make_parser
-from training.checks import check_arguments
 from training.loop import Trainer
+from training.options.arguments import make_parser
+from training.options.refusals import check_arguments
 
 ROWS = [row for part in TABLES.values() for row in part.rows]
 RECIPE = ["--train_batch_size", "4", "--learning_rate", "1e-3", "--report_to", "none"]

@@ -6,9 +6,9 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from tests.hub.server import DROP, LOSE, OTHER, READ, WRITE
-from training import publish as publishing
-from training.publish import publish
-from training.publish_layout import PublishError, published_files
+from training.publishing import hub as publishing
+from training.publishing.hub import publish
+from training.publishing.layout import PublishError, published_files
 
 REPO = "user/my-student"
 

@@ -10,10 +10,10 @@ from huggingface_hub import CommitOperationAdd, HfApi
 import train_add
 from tests import tiny_world
 from tests.hub.server import OTHER, READ, WRITE
-from training.card import is_untouched
-from training.publish import check_push, publish, push_published
-from training.publish_checkpoints import CheckpointPusher
-from training.publish_layout import PublishError
+from training.publishing.card import is_untouched
+from training.publishing.checkpoint_branch import CheckpointPusher
+from training.publishing.hub import check_push, publish, push_published
+from training.publishing.layout import PublishError
 
 REPO = "user/my-student"
 LAYOUT = {

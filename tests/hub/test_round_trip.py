@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 
 from tests.hub.server import WRITE
-from training.publish import MESSAGE, main, publish
+from training.publishing.hub import MESSAGE, main, publish
 
 ROOT = Path(__file__).parent.parent.parent
 PUSH = """

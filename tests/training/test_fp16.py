@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.trainers import make_batches, make_trainer
-from training import setup
+from training import accelerator as setup
 from training.iteration import iterate
 
 

@@ -1,0 +1,192 @@
+"""One iteration of ADD in the paper's names. This file only computes losses; `training.loop` owns every update.
+
+Shapes: B samples, images `(B, 3, H, W)` in [-1, 1], latents `(B, 4, H/8, W/8)`, features of K taps `(B, C, N)`.
+Where only a window of each image is decoded, P is its side and images are `(B, 3, P, P)`; else P stands for H and W.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from discriminator import Discriminator
+from distillation.latents import LatentSpace, Window
+from distillation.noise import Draws
+from distillation.objectives import (
+    distillation_loss,
+    distillation_weight,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    r1_penalty,
+)
+from distillation.schedule import NoiseSchedule
+from distillation.student import Condition, diffuse_student, student_sample
+from distillation.teacher import Teacher, TeacherConditions
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one iteration starts from, on the device.
+
+    Attributes:
+        x0: `(B, 3, H, W)` real images in [-1, 1].
+        z0: mean and standard deviation `(B, 4, H/8, W/8)` of their latents.
+        condition: the captions as the student's UNet takes them.
+        teacher_conditions: the captions as the teacher takes them; None without distillation.
+        c: `(B, D)` the discriminator's condition, or None.
+        draws: every random number of these samples.
+        crop: three numbers in [0, 1) that the whole global batch shares, for the discriminator's crop.
+        window: the part of the images that is decoded and judged, the same one in the whole global batch; None for
+            all of them.
+    """
+
+    x0: Tensor
+    z0: tuple[Tensor, Tensor]
+    condition: Condition
+    teacher_conditions: TeacherConditions | None
+    c: Tensor | None
+    draws: Draws
+    crop: tuple[float, float, float]
+    window: Window | None = None
+
+
+@dataclass(frozen=True)
+class StudentSample:
+    """x^_theta, and what the discriminator's feature network makes of it and of x0.
+
+    Attributes:
+        z: latent.
+        x: pixels `(B, 3, P, P)`, None where no loss needs them.
+        fake: F_k of the pixels, with their graph; None without discriminator.
+        real: F_k of the real images, no gradient; None without discriminator.
+    """
+
+    z: Tensor
+    x: Tensor | None
+    fake: tuple[Tensor, ...] | None
+    real: tuple[Tensor, ...] | None
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """`module` in eval mode and without parameter gradients: in a G step D must be left exactly as it was, the power
+    iteration of its spectral norm included."""
+    training, trainable = module.training, [p for p in module.parameters() if p.requires_grad]
+    module.eval().requires_grad_(False)
+    try:
+        yield module
+    finally:
+        module.train(training)
+        for p in trainable:
+            p.requires_grad_(True)
+
+
+@dataclass
+class ADDStep:
+    """The losses of paper 3.1 to 3.3 for a batch.
+
+    Attributes:
+        student: the trainable UNet (wrapped for distribution).
+        schedule: the student's, see `distillation.student`.
+        latents: the student's latent space; decodes once an iteration.
+        teacher: x^_psi, or None for adversarial training alone.
+        teacher_latents: the teacher's latent space where it is another one than the student's (Table 1e), else None.
+        discriminator: frozen F with its heads, or None for distillation alone.
+        heads: the trainable heads of `discriminator` (wrapped for distribution), or None.
+        reconstruct_real: whether D's real images are decode(z0) instead of x0.
+        autocast: makes the context of mixed precision.
+    """
+
+    student: nn.Module
+    schedule: NoiseSchedule
+    latents: LatentSpace
+    teacher: Teacher | None
+    teacher_latents: LatentSpace | None
+    discriminator: Discriminator | None
+    heads: nn.Module | None
+    adversarial_weight: float = 1.0
+    distillation_weight: float = 2.5
+    distillation_weighting: str = "exponential"
+    distillation_space: str = "pixel"
+    r1_gamma: float = 1e-5
+    reconstruct_real: bool = False
+    autocast: Callable[[], AbstractContextManager] = nullcontext
+
+    def sample(self, batch: Batch) -> StudentSample:
+        """x^_theta(x_s, s) for one forward of the student and one decoding, shared by the D and the G step."""
+        draws, (mean, std) = batch.draws, batch.z0
+        z0 = mean + std * draws.vae
+        x_s = diffuse_student(self.schedule, z0, draws.eps, draws.s)
+        with self.autocast():
+            z = student_sample(self.student, self.schedule, x_s, draws.s, batch.condition)
+        needs_pixels = self.discriminator is not None or (
+            self.teacher is not None and self.distillation_space == "pixel"
+        )
+        x = self.latents.decode(z, batch.window) if needs_pixels else None
+        if self.discriminator is None:
+            return StudentSample(z, x, None, None)
+        with torch.no_grad():
+            real = self.features(self.real_images(batch, z0), draws.augment_real, batch)
+        return StudentSample(z, x, self.features(x, draws.augment_fake, batch), real)
+
+    def real_images(self, batch: Batch, z0: Tensor) -> Tensor:
+        """What D is shown as real, `(B, 3, P, P)`: x0, or what the decoder makes of its latent `z0`.
+
+        The student's samples bear the decoder's traces, and no weight of the student can take them away. Where they
+        are easy to see, D learns them and nothing else, and with z0 decoded too it has to look at the content.
+        """
+        if self.reconstruct_real:
+            return self.latents.decode(z0, batch.window)
+        return batch.x0 if batch.window is None else batch.window.of_pixels(batch.x0, self.latents.factor)
+
+    def features(self, images: Tensor, augment: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """F_k(images) of K taps, each `(B, C, N)` float32."""
+        with self.autocast():
+            return tuple(f.float() for f in self.discriminator.features(images, augment, batch.crop))
+
+    def discriminator_losses(self, batch: Batch, sample: StudentSample) -> dict[str, Tensor]:
+        """Eq. 3: hinge on the real images against the detached sample, plus gamma R1. `total` is to be minimized."""
+        # Leaves, so that R1's gradient ends at the heads' inputs and F needs no double backward.
+        real = tuple(f.detach().requires_grad_(self.r1_gamma > 0) for f in sample.real)
+        fake = tuple(f.detach() for f in sample.fake)
+        logits_real, logits_fake = self.discriminator.judge(self.heads, real, fake, batch.c)
+        hinge = hinge_discriminator_loss(logits_real, logits_fake)
+        r1 = r1_penalty(logits_real, real) if self.r1_gamma > 0 else hinge.new_zeros(())
+        return {
+            "total": hinge + self.r1_gamma * r1,
+            "loss/discriminator": hinge,
+            "loss/r1": self.r1_gamma * r1,
+            "discriminator/accuracy_real": (logits_real > 0).float().mean(),
+            "discriminator/accuracy_fake": (logits_fake < 0).float().mean(),
+            "discriminator/logits_real": logits_real.mean(),
+            "discriminator/logits_fake": logits_fake.mean(),
+        }
+
+    def student_losses(self, batch: Batch, sample: StudentSample) -> dict[str, Tensor]:
+        """Eq. 1: L_adv^G + lambda L_distill. `total` is to be minimized."""
+        total, losses = sample.z.new_zeros(()), {}
+        if self.discriminator is not None:
+            with frozen(self.discriminator.heads) as heads:
+                logits = self.discriminator.judge_fake(heads, sample.real, sample.fake, batch.c)
+                losses["loss/adversarial"] = hinge_generator_loss(logits)
+            total = total + self.adversarial_weight * losses["loss/adversarial"]
+        if self.teacher is not None:
+            losses["loss/distillation"] = self.distillation(batch, sample)
+            total = total + self.distillation_weight * losses["loss/distillation"]
+        return {"total": total, "loss/student": total, **losses}
+
+    def distillation(self, batch: Batch, sample: StudentSample) -> Tensor:
+        """Eq. 4, before lambda. A teacher in another latent space sees the student's pixels through its own encoder."""
+        t, eps = batch.draws.t, batch.draws.eps_teacher
+        make_target = self.teacher.nfsd_target if self.distillation_weighting == "nfsd" else self.teacher.target
+        z = sample.z if self.teacher_latents is None else self.teacher_latents.moments(sample.x)[0]
+        with self.autocast():
+            target = make_target(z, eps, t, batch.teacher_conditions)
+        weight = distillation_weight(self.teacher.schedule, t, self.distillation_weighting)
+        if self.distillation_space == "latent":
+            return distillation_loss(sample.z, target, weight)
+        with torch.no_grad():
+            target = (self.teacher_latents or self.latents).decode(target, batch.window)
+        return distillation_loss(sample.x, target, weight)

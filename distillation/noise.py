@@ -1,0 +1,102 @@
+"""Every random number of an iteration, drawn sample by sample.
+
+A sample's numbers are a function of the seed and of its position in the stream of training samples, nothing else. So a
+resumed run needs no random states, two ranks draw what one rank with twice the batch draws, and an accumulated batch is
+the same batch.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from discriminator import AUGMENT_NUMBERS
+
+
+def derive_seed(*parts: int) -> int:
+    """A 63-bit seed from integers. Unlike a sum, (1, 0) and (0, 1) give unrelated seeds."""
+    digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of B samples, in the paper's names.
+
+    Attributes:
+        vae: `(B, C, H, W)` unit Gaussian, for the sample of the encoder's posterior.
+        s: `(B,)` int64 student timestep, from T_student.
+        eps: `(B, C, H, W)` unit Gaussian, diffuses z0 to s.
+        t: `(B,)` int64 teacher timestep.
+        eps_teacher: `(B, C, H, W)` unit Gaussian, diffuses x^_theta to t.
+        augment_real, augment_fake: `(B, AUGMENT_NUMBERS)` uniform in [0, 1), for DiffAugment.
+    """
+
+    vae: Tensor
+    s: Tensor
+    eps: Tensor
+    t: Tensor
+    eps_teacher: Tensor
+    augment_real: Tensor
+    augment_fake: Tensor
+
+    def to(self, device: torch.device) -> "Draws":
+        """The same numbers on `device`."""
+        return Draws(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """What the numbers are drawn from.
+
+    Attributes:
+        seed: of the run.
+        student_timesteps: T_student, ascending.
+        student_probabilities: of each, same length, sums to 1 (uniform in the paper).
+        teacher_timesteps: `[low, high)`, t is uniform in it.
+    """
+
+    seed: int
+    student_timesteps: tuple[int, ...]
+    student_probabilities: tuple[float, ...]
+    teacher_timesteps: tuple[int, int]
+
+
+def draw(settings: DrawSettings, positions: Sequence[int], latent_shape: tuple[int, int, int]) -> Draws:
+    """Draw for the samples at `positions` of the stream. CPU tensors; latent_shape is `(C, H, W)`."""
+    edges = np.cumsum(settings.student_probabilities)
+    low, high = settings.teacher_timesteps
+
+    def one(position: int) -> tuple[Tensor, ...]:
+        g = torch.Generator().manual_seed(derive_seed(settings.seed, position))
+        u_s, u_t = torch.rand(2, generator=g, dtype=torch.float64).tolist()
+        # The last edge can fall short of 1 by rounding: the index is clamped, not trusted.
+        s = settings.student_timesteps[min(int(np.searchsorted(edges, u_s, side="right")), len(edges) - 1)]
+        return (
+            torch.randn(latent_shape, generator=g),
+            torch.tensor(s),
+            torch.randn(latent_shape, generator=g),
+            torch.tensor(low + int(u_t * (high - low))),
+            torch.randn(latent_shape, generator=g),
+            torch.rand(AUGMENT_NUMBERS, generator=g),
+            torch.rand(AUGMENT_NUMBERS, generator=g),
+        )
+
+    return Draws(*(torch.stack(column) for column in zip(*(one(int(p)) for p in positions))))
+
+
+def draw_crop(seed: int, iteration: int) -> tuple[float, float, float]:
+    """Three numbers in [0, 1) for the discriminator's crop, shared by all ranks and micro-batches of an iteration."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, iteration, 1))
+    coin, top, left = torch.rand(3, generator=generator).tolist()
+    return coin, top, left
+
+
+def draw_window(seed: int, iteration: int) -> tuple[float, float]:
+    """Two numbers in [0, 1) for the window that is decoded, shared like the crop."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, iteration, 3))
+    top, left = torch.rand(2, generator=generator).tolist()
+    return top, left

@@ -1,0 +1,92 @@
+"""Two processes on one machine do what one process with twice the batch does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tests import tiny_world
+from tests.trainers import make_batches, make_trainer
+from training.checkpoints.store import load_checkpoint
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(world, output_dir, processes, *extra, script=ROOT / "train_add.py"):
+    argv = tiny_world.flags(world, output_dir, "--checkpointing_steps", 1, "--max_train_steps", 2, "--use_ema", *extra)
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0",
+               "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", script, *argv]  # fmt: skip
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+def launch(world, output_dir, processes, *extra):
+    done = start(world, output_dir, processes, *extra)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def second_moments(checkpoint):
+    tensors = checkpoint.tensors["discriminator_optimizer"]
+    return torch.cat([value.flatten() for key, value in sorted(tensors.items()) if "exp_avg_sq" in key])
+
+
+def test_two_ranks_train_as_one_with_double_batch(world, tmp_path):
+    """Gradients of both players, R1's double backward included (reliability 26), and the same course of the rates (7).
+
+    8 samples a rank: the virtual batch norm's groups of 8 are then the same at one rank and at two.
+    """
+    flags = ("--lr_scheduler", "linear", "--lr_warmup_steps", 0, "--r1_gamma", 1e-2, "--learning_rate", 1e-4)
+    log = launch(world, tmp_path / "two", 2, *flags, "--train_batch_size", 8)
+    assert "16 = 8 x 2 processes" in log
+    launch(world, tmp_path / "one", 1, *flags, "--train_batch_size", 16)
+    for step in (1, 2):
+        one, two = (load_checkpoint(tmp_path / n / f"checkpoint-{step}") for n in ("one", "two"))
+        assert one.state["position"] == two.state["position"] == 16 * step
+        assert one.state["student_schedule"]["_last_lr"] == two.state["student_schedule"]["_last_lr"]
+        for group in ("student", "student_ema", "discriminator"):
+            for name, tensor in one.tensors[group].items():
+                torch.testing.assert_close(
+                    tensor, two.tensors[group][name], atol=2e-5, rtol=1e-3, msg=f"{group} {name}"
+                )
+        moment, other = (second_moments(checkpoint) for checkpoint in (one, two))
+        # The second moment is the squared gradient: a sum instead of a mean over ranks would make it four times.
+        torch.testing.assert_close(moment, other, rtol=5e-2, atol=1e-3 * moment.max().item())
+
+
+def test_two_ranks_make_one_cache(world, tmp_path):
+    """Each encodes its share; what a single process then reads is what it would have encoded itself."""
+    cached = ("--center_crop", "--cache_dir_latents", tmp_path / "cache")
+    launch(world, tmp_path / "two", 2, *cached)
+    online, stored = (
+        make_batches(make_trainer(world, tmp_path / "out", *extra), count=6) for extra in (("--center_crop",), cached)
+    )
+    for a, b in zip(online, stored):
+        torch.testing.assert_close(a.z0, b.z0, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(a.c, b.c, atol=1e-5, rtol=1e-5)
+
+
+def test_a_signal_at_one_rank_ends_both_at_one_checkpoint(world, tmp_path):
+    """Reliability 17: the other rank hears of it, both save the same step, and no rank hangs."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import training.loop as loop, train_add
+original = loop.Trainer._iteration
+def iteration(self, window):
+    original(self, window)
+    if self.state.step == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+loop.Trainer._iteration = iteration
+train_add.main()
+""")
+    flags = ("--max_train_steps", 25, "--checkpointing_steps", 1000)
+    done = start(world, tmp_path / "out", 2, *flags, script=script)
+    assert done.returncode != 0
+    assert "SIGTERM: saved checkpoint-10; go on" in done.stderr
+    assert "exitcode  : 143" in done.stderr
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-10"]
+    assert load_checkpoint(tmp_path / "out" / "checkpoint-10").step == 10

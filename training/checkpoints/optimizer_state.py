@@ -1,0 +1,78 @@
+"""The state of a torch optimizer as tensors and JSON, for a checkpoint without pickle."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.checkpoints.manifest import as_lists
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's `state_dict` in two parts: tensors (copied to the CPU) by "parameter/name", the rest as JSON."""
+    saved = optimizer.state_dict()
+    flat = dict(_flatten(saved["state"]))
+    tensors = {key: value.detach().to("cpu", copy=True) for key, value in flat.items() if isinstance(value, Tensor)}
+    groups = [{k: as_lists(v) for k, v in group.items() if k != "params"} for group in saved["param_groups"]]
+    return tensors, {
+        "tensors": sorted(tensors),
+        "values": {key: value for key, value in flat.items() if key not in tensors},
+        "groups": groups,
+        "shapes": _shapes(optimizer),
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], description: dict[str, Any]
+) -> None:
+    """Put back what `optimizer_tensors` returned, bit for bit, into an optimizer over the same parameters.
+
+    Raises:
+        ValueError: groups, number or shapes of the parameters differ, or tensors are missing or too many.
+    """
+    _check_shapes(description["shapes"], _shapes(optimizer))
+    if different := sorted(set(description["tensors"]) ^ set(tensors)):
+        raise ValueError(f"the optimizer's tensors are not those that were saved, first {different[0]}")
+    # torch keeps the very tensors it is given: without the copies, the next step would change the checkpoint's.
+    copies = {key: tensor.clone() for key, tensor in tensors.items()}
+    groups, start = [], 0
+    for saved, current in zip(description["groups"], optimizer.param_groups):
+        options = {k: tuple(v) if isinstance(current.get(k), tuple) else v for k, v in saved.items()}
+        end = start + len(current["params"])
+        groups.append(options | {"params": list(range(start, end))})
+        start = end
+    optimizer.load_state_dict({"state": _unflatten(description["values"] | copies), "param_groups": groups})
+
+
+def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):  # bitsandbytes nests its quantized moments
+            yield from _flatten(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _unflatten(flat: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in flat.items():
+        parameter, *nested, name = key.split("/")
+        branch = state.setdefault(int(parameter), {})
+        for part in nested:
+            branch = branch.setdefault(part, {})
+        branch[name] = value
+    return state
+
+
+def _shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
+    return [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def _check_shapes(saved: list[list[list[int]]], current: list[list[list[int]]]) -> None:
+    counts = [len(group) for group in saved], [len(group) for group in current]
+    if counts[0] != counts[1]:
+        raise ValueError(f"the saved optimizer has groups of {counts[0]} parameters, this one of {counts[1]}")
+    for number, (then, now) in enumerate(zip(saved, current)):
+        for place, (old, new) in enumerate(zip(then, now)):
+            if old != new:
+                raise ValueError(f"parameter {place} of group {number} was saved with shape {old}, and is now {new}")

@@ -1,0 +1,109 @@
+"""One training sample from one row: caption, decoded image, crop; and what happens when a row cannot be used."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distillation.noise import derive_seed
+from training.data.images import decode_image, flip_and_crop, resize_short_side, to_pixels
+from training.data.order import SampleKey
+
+logger = logging.getLogger(__name__)
+
+MAX_REPLACED = 100  # unusable samples in a row; more than that is a wrong column or a lost disk, not bad luck
+
+
+class UnusableSample(Exception):
+    """A row whose image cannot be decoded or whose caption is missing."""
+
+
+@dataclass(frozen=True)
+class SampleReader:
+    """Makes a training sample of a row. Its randomness is a function of `seed`, the epoch and the sample.
+
+    Attributes:
+        image_column, caption_column: names of the columns.
+        resolution: side of the square that is cut out, in pixels; the short side is resized to it.
+        center_crop: cut at the centre, not at random.
+        random_flip: mirror with p = 0.5.
+        seed: of the whole run.
+    """
+
+    image_column: str
+    caption_column: str
+    resolution: int
+    center_crop: bool = False
+    random_flip: bool = False
+    seed: int = 0
+
+    def __call__(self, row: dict[str, Any], key: SampleKey, sample_id: int) -> dict[str, Any]:
+        """Read `row`, which has the id `sample_id`, for the place `key` of the stream.
+
+        Returns: `pixels` float32 (3, resolution, resolution) in [-1, 1]; `caption`; the integers `sample_id` and
+        `position`; `original_size` (h, w) of the upright file, `crop_top_left` (y, x) after resizing and
+        `target_size` (h, w), all in pixels, as SDXL is conditioned on them.
+
+        Raises:
+            UnusableSample: with the reason.
+        """
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, key.epoch, key.index))
+        caption = choose_caption(row[self.caption_column], generator)
+        try:
+            image = decode_image(row[self.image_column])
+            resized = resize_short_side(image, self.resolution)
+        except Exception as error:  # decoders of damaged files raise all kinds of errors
+            raise UnusableSample(f"{_name_of(row[self.image_column])}: {type(error).__name__}: {error}") from error
+        square, corner = flip_and_crop(resized, self.resolution, generator, self.center_crop, self.random_flip)
+        return {
+            "pixels": to_pixels(square),
+            "caption": caption,
+            "sample_id": sample_id,
+            "position": key.position,
+            "original_size": (image.height, image.width),
+            "crop_top_left": corner,
+            "target_size": (self.resolution, self.resolution),
+        }
+
+
+def choose_caption(cell: Any, generator: torch.Generator) -> str:
+    """The caption of a cell: a string, or one of a list of strings, drawn evenly from those that aren't blank.
+
+    Raises:
+        UnusableSample: there is none.
+    """
+    options = caption_options(cell)
+    if not options:
+        raise UnusableSample(f"no caption: the column holds {cell!r:.60}")
+    return options[int(torch.randint(len(options), (), generator=generator))] if len(options) > 1 else options[0]
+
+
+def caption_options(cell: Any) -> list[str]:
+    """The captions a cell offers: a string, or a list's strings, without blank ones."""
+    options = [cell] if isinstance(cell, str) else cell if isinstance(cell, Sequence) else []
+    return [option for option in options if isinstance(option, str) and option.strip()]
+
+
+def _name_of(cell: Any) -> str:
+    return str(cell.get("path") or "image") if isinstance(cell, dict) else f"{cell!r:.60}"
+
+
+class Replacements:
+    """Unusable samples met in a row: counts them, and gives up at the limit."""
+
+    def __init__(self, reader: SampleReader):
+        self.reader = reader
+        self.reasons: list[str] = []
+
+    def add(self, sample_id: int, error: UnusableSample, limit: int = MAX_REPLACED) -> None:
+        """Count one. Raises: RuntimeError: `limit` is reached."""
+        logger.info("sample %d replaced: %s", sample_id, error)
+        self.reasons.append(f"{sample_id} ({error})")
+        if len(self.reasons) >= limit:
+            raise RuntimeError(
+                f"{len(self.reasons)} samples in a row cannot be used, so training stops. The first: "
+                f"{'; '.join(self.reasons[:3])}. Check the files, --image_column {self.reader.image_column} and "
+                f"--caption_column {self.reader.caption_column}"
+            )

@@ -1,0 +1,154 @@
+"""Latents, caption embeddings, c_text and c_img of the whole set on disk, so that no encoder runs while training.
+
+    DIR/images/mean.npy, std.npy, c_img.npy       (N, ...) by sample id
+    DIR/captions/student.encoder_hidden_states.npy, ..., c_text.npy   (M, ...)
+    DIR/captions.json                             the M captions
+    DIR/fingerprint.json                          what it was made with; has its name only when all is there
+
+Arrays are memory-mapped: a batch reads its own rows, and the set may be larger than memory.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from training.data.reader import SampleReader
+from training.encoding.cache_writer import (
+    FINGERPRINT,
+    UNFINISHED,
+    all_captions,
+    make_tables,
+    read_fingerprint,
+    write_cache,
+)
+from training.encoding.embeddings import OnlineEmbeddings
+from training.encoding.fingerprint import difference, model_fingerprint
+from training.errors import OptionError
+from training.models.families import Family
+from training.options.derived import HALF, guiding_prompts
+
+
+@dataclass(frozen=True)
+class CachedEmbeddings:
+    """`training.encoding.embeddings.Embeddings` read from a folder, on `device` in float32."""
+
+    images: dict[str, np.memmap]
+    texts: dict[str, np.memmap]
+    rows: dict[str, int]  # of each caption in `texts`
+    families: dict[int, str]  # id of a family: its name in `texts`
+    device: torch.device
+
+    @property
+    def condition_dim(self) -> int:
+        """See `Embeddings`."""
+        return sum(table["c"].shape[1] for table in (self.images, self.texts) if "c" in table)
+
+    def latents(self, x0: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Embeddings`."""
+        return self._read(self.images["mean"], ids.tolist()), self._read(self.images["std"], ids.tolist())
+
+    def captions(self, family: Family, captions: Sequence[str]) -> dict[str, Tensor]:
+        """See `Embeddings`."""
+        rows, prefix = [self.rows[caption] for caption in captions], self.families[id(family)] + "."
+        return {
+            name.removeprefix(prefix): self._read(array, rows)
+            for name, array in self.texts.items()
+            if name.startswith(prefix)
+        }
+
+    def c_text(self, captions: Sequence[str]) -> Tensor | None:
+        """See `Embeddings`."""
+        return self._read(self.texts["c"], [self.rows[c] for c in captions]) if "c" in self.texts else None
+
+    def c_img(self, x0: Tensor, ids: Tensor) -> Tensor | None:
+        """See `Embeddings`."""
+        return self._read(self.images["c"], ids.tolist()) if "c" in self.images else None
+
+    def _read(self, array: np.memmap, rows: list[int]) -> Tensor:
+        return torch.from_numpy(np.stack([array[row] for row in rows])).to(self.device, torch.float32)
+
+
+def open_cache(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    rows: datasets.Dataset,
+    reader: SampleReader,
+    families: dict[str, Family],
+    fingerprint: dict,
+    make_encoders: Callable[[], OnlineEmbeddings],
+) -> CachedEmbeddings:
+    """The cache in `--cache_dir_latents`; made first where there is none yet, or finished where it was interrupted.
+
+    Args:
+        families: by name, "student" and, where it is another, "teacher"; their weights are loaded.
+        fingerprint: of `cache_fingerprint`.
+        make_encoders: called only if something is to be computed.
+
+    Raises:
+        OptionError: the folder holds a cache of something else.
+    """
+    folder = Path(args.cache_dir_latents)
+    if not is_there(args, fingerprint):
+        captions = list(dict.fromkeys([*fingerprint["prompts"], *all_captions(rows, reader)]))
+        tables = make_tables(make_encoders(), families, rows, reader, captions, args.dataloader_num_workers)
+        dtype = np.float16 if accelerator.mixed_precision in HALF else np.float32
+        write_cache(folder, fingerprint, captions, tables, accelerator, dtype)
+    captions = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
+    images, texts = (
+        {path.stem: np.load(path, mmap_mode="r") for path in sorted((folder / part).glob("*.npy"))}
+        for part in ("images", "captions")
+    )
+    names = {id(family): name for name, family in families.items()}
+    return CachedEmbeddings(images, texts, {c: i for i, c in enumerate(captions)}, names, accelerator.device)
+
+
+def cache_fingerprint(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    rows: datasets.Dataset,
+    families: dict[str, Family],
+) -> dict:
+    """What decides the numbers in the cache. Needs no weights."""
+    found = {
+        "data": rows._fingerprint,
+        "samples": len(rows),
+        "resolution": args.resolution,
+        "precision": accelerator.mixed_precision,
+        "prompts": list(guiding_prompts(args)),
+        "scaling_factor": families["student"].scaling_factor,
+        "vae": model_fingerprint(*families["student"].vae_place()),
+    }
+    for name, family in families.items():
+        for part in family.text_encoders:
+            place = (family.name, part, family.where["revision"], family.where["cache_dir"])
+            found[f"{name}.{part}"] = model_fingerprint(*place)
+    for kind in ("text", "image"):
+        model = getattr(args, f"discriminator_{kind}_model")
+        is_on = args.adversarial_weight > 0 and model != "none"
+        found[f"c_{kind}"] = model_fingerprint(model, cache_dir=args.cache_dir) if is_on else None
+    return found
+
+
+def is_there(args: argparse.Namespace, fingerprint: dict) -> bool:
+    """Whether a whole cache of `fingerprint` is there.
+
+    Raises:
+        OptionError: there is one of something else, or a part of one: it may have taken hours.
+    """
+    folder = Path(args.cache_dir_latents)
+    for path in (folder / FINGERPRINT, folder / UNFINISHED):
+        found = read_fingerprint(path)
+        if found is not None and (changed := difference(found, fingerprint)):
+            raise OptionError(
+                f"--cache_dir_latents got {args.cache_dir_latents!r}, which was made with something else: {changed}. "
+                "Name another folder, or remove this one"
+            )
+    return read_fingerprint(folder / FINGERPRINT) == fingerprint

@@ -1,0 +1,1 @@
+"""The networks of a run: families, LoRA, quantization, precision."""

@@ -1,0 +1,58 @@
+"""The model families that can be distilled or teach."""
+
+import argparse
+
+from diffusers import DiffusionPipeline
+
+from training.errors import OptionError
+from training.models.families.base import Family
+from training.models.families.stable_diffusion import StableDiffusion
+from training.models.families.stable_diffusion_xl import StableDiffusionXL
+
+__all__ = ["Family", "StableDiffusion", "StableDiffusionXL", "open_families"]
+
+FAMILIES = {family.stock_class: family for family in (StableDiffusion, StableDiffusionXL)}
+
+
+def open_families(args: argparse.Namespace, expected: type[Family]) -> tuple[Family, Family]:
+    """Student's and teacher's family; one object where the student is made of the teacher's repo. Loads no weights.
+
+    Args:
+        expected: of the student.
+
+    Raises:
+        OptionError: a repo holds another kind of model, or none.
+    """
+    own_vae = getattr(args, "pretrained_vae_model_name_or_path", None)
+    separate = args.pretrained_student_model is not None
+    teacher = _open(
+        "pretrained_teacher_model", args.pretrained_teacher_model, args.revision, args.variant, args.cache_dir,
+        None if separate else own_vae,
+    )  # fmt: skip
+    student = teacher
+    if separate:
+        student = _open(
+            "pretrained_student_model", args.pretrained_student_model, args.student_revision, args.student_variant,
+            args.cache_dir, own_vae,
+        )  # fmt: skip
+    if not isinstance(student, expected):
+        flag = "pretrained_student_model" if separate else "pretrained_teacher_model"
+        raise OptionError(
+            f"--{flag} got {student.name!r}: it holds a {student.stock_class}, and this script trains a "
+            f"{expected.stock_class}; use {student.script}"
+            + ("" if separate else ", or name the student with --pretrained_student_model")
+        )
+    return student, teacher
+
+
+def _open(flag: str, name: str, revision, variant, cache_dir, vae_name) -> Family:
+    """The family of the repo `name`, by the pipeline class that its model_index.json names."""
+    try:
+        found = DiffusionPipeline.load_config(name, revision=revision, cache_dir=cache_dir)["_class_name"]
+    except (OSError, KeyError) as error:
+        raise OptionError(
+            f"--{flag} got {name!r}: no model_index.json of a diffusers pipeline can be read there ({error})"
+        ) from error
+    if found not in FAMILIES:
+        raise OptionError(f"--{flag} got {name!r}: it holds a {found}, but only {' and '.join(FAMILIES)} can be used")
+    return FAMILIES[found](name, revision, variant, cache_dir, vae_name)

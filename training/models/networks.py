@@ -1,0 +1,206 @@
+"""The networks of a run: who is loaded, in which precision, and who shares memory with whom."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+
+from discriminator import Discriminator, FeatureNetwork, ImageCondition, TextCondition
+from distillation.latents import LatentSpace
+from distillation.losses import ADDStep
+from distillation.schedule import NoiseSchedule
+from distillation.student import Condition
+from distillation.teacher import Teacher
+from training.errors import OptionError
+from training.models.families import Family
+from training.models.lora import add_lora, without_adapter
+from training.models.quantization import keep_norms_in_float32, quantize_linears
+from training.options.arguments import NONE
+from training.options.derived import HALF, guidance_scale
+
+logger = logging.getLogger(__name__)
+QUANTIZED = ("8bit", "4bit")
+
+
+@dataclass
+class Diffusers:
+    """Student and teacher with what surrounds them.
+
+    Attributes:
+        student: trainable, or with trainable adapters.
+        teacher: the frozen UNet; with `--use_lora` on the teacher's own repo the student itself, to be called without
+            its adapter; None without distillation.
+        latents: the student's latent space.
+        teacher_latents: the teacher's where it is another one, else None.
+    """
+
+    student: UNet2DConditionModel
+    teacher: UNet2DConditionModel | None
+    latents: LatentSpace
+    teacher_latents: LatentSpace | None
+
+
+def load_diffusers(
+    args: argparse.Namespace, student: Family, teacher: Family, dtype: torch.dtype, device: torch.device
+) -> Diffusers:
+    """Load both families; `student is teacher` where one repo is both.
+
+    Raises:
+        OptionError: the latent spaces differ, and the options need them to be one.
+    """
+    student.load_text_encoders(dtype, device)
+    student.load_vae(dtype, device)
+    latents = LatentSpace(student.vae, _tiny_decoder(args, dtype, device), args.decode_crop_halo)
+    teacher_latents = None
+    distils = args.distillation_weight > 0
+    if distils and teacher is not student:
+        teacher.load_text_encoders(dtype, device)
+        teacher.load_vae(dtype, device)
+        own = LatentSpace(teacher.vae)
+        if not latents.is_same_space(own):
+            check_other_latent_space(args)
+            teacher_latents = own
+        logger.info(
+            "Teacher and student have %s", "different latent spaces" if teacher_latents else "the same latent space"
+        )
+    unet = _load_student(args, student, dtype, device)
+    teacher_unet = None
+    if distils:
+        shared = args.use_lora and teacher is student
+        teacher_unet = unet if shared else _load_frozen(teacher, args.teacher_precision, dtype, device)
+    for network in {unet, teacher_unet} - {None}:
+        if args.enable_xformers_memory_efficient_attention:
+            network.enable_xformers_memory_efficient_attention()
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+        latents.vae.enable_gradient_checkpointing()
+    return Diffusers(unet, teacher_unet, latents, teacher_latents)
+
+
+def check_other_latent_space(args: argparse.Namespace) -> None:
+    """Raises: OptionError: an option that only works where teacher and student share their latents."""
+    where = f"--pretrained_teacher_model {args.pretrained_teacher_model} has another latent space than the student"
+    if args.distillation_space == "latent":
+        raise OptionError(
+            f"--distillation_space got 'latent': {where}, and latents of different spaces cannot be subtracted; "
+            "use --distillation_space pixel"
+        )
+    if args.decode_crop_size is not None:
+        raise OptionError(
+            f"--decode_crop_size got {args.decode_crop_size}: {where}, so it must see the whole decoded image to "
+            "encode it; leave the flag out"
+        )
+
+
+def _tiny_decoder(args: argparse.Namespace, dtype: torch.dtype, device: torch.device) -> AutoencoderTiny | None:
+    if args.pretrained_tiny_vae_model is None:
+        return None
+    tiny = AutoencoderTiny.from_pretrained(args.pretrained_tiny_vae_model, cache_dir=args.cache_dir, torch_dtype=dtype)
+    return tiny.to(device).eval().requires_grad_(False)
+
+
+def _load_student(
+    args: argparse.Namespace, family: Family, dtype: torch.dtype, device: torch.device
+) -> UNet2DConditionModel:
+    """The trainable UNet: all of it in float32, or adapters in float32 on a base in the run's precision."""
+    if args.use_lora:
+        base = _load_frozen(family, args.teacher_precision, dtype, device)
+        if args.teacher_precision in QUANTIZED:
+            keep_norms_in_float32(base)
+        try:
+            add_lora(base, args)
+        except ValueError as error:
+            raise OptionError(f"--lora_target_modules got {args.lora_target_modules}: {error}") from error
+        return base.train()
+    unet = family.load_unet(torch.float32, device)
+    if args.student_init == "random":
+        unet = UNet2DConditionModel.from_config(unet.config).to(device)
+    return unet.train().requires_grad_(True)
+
+
+def _load_frozen(
+    family: Family, precision: str | None, dtype: torch.dtype, device: torch.device
+) -> UNet2DConditionModel:
+    """A frozen UNet in `--teacher_precision`, or in the run's own."""
+    if precision in QUANTIZED:
+        # bitsandbytes computes in half precision; bf16 has the range that fp16 lacks.
+        half = dtype if dtype in HALF.values() else torch.bfloat16
+        return quantize_linears(family.load_unet(half, device), int(precision[0]))
+    return family.load_unet({**HALF, "fp32": torch.float32}.get(precision, dtype), device)
+
+
+def _in_own_precision(unet: UNet2DConditionModel) -> Callable:
+    """`unet` as a callable that computes in the precision of its weights, whatever the run's is."""
+
+    def cast(condition: Condition) -> Condition:
+        return {k: cast(v) if isinstance(v, dict) else v.to(unet.dtype) for k, v in condition.items()}
+
+    def call(x_t: torch.Tensor, t: torch.Tensor, **condition):
+        with torch.autocast(x_t.device.type, enabled=False):
+            return unet(x_t.to(unet.dtype), t, **cast(condition))
+
+    return call
+
+
+def make_discriminator(
+    args: argparse.Namespace, device: torch.device, dtype: torch.dtype, condition_dim: int
+) -> Discriminator:
+    """F with fresh heads."""
+    network = FeatureNetwork.from_pretrained(
+        args.discriminator_feature_model,
+        input_size=args.discriminator_input_size,
+        cache_dir=args.cache_dir,
+        dtype=dtype,
+    ).to(device)
+    discriminator = Discriminator(network, condition_dim, not args.no_diffaugment, args.discriminator_norm)
+    return discriminator.to(device)
+
+
+def load_conditions(
+    args: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> tuple[TextCondition | None, ImageCondition | None]:
+    """The encoders of c_text and c_img, None where a condition is off."""
+    if args.adversarial_weight == 0:
+        return None, None
+    where = {"cache_dir": args.cache_dir, "dtype": dtype}
+    text, image = args.discriminator_text_model, args.discriminator_image_model
+    return (
+        None if text == NONE else TextCondition.from_pretrained(text, **where).to(device),
+        None if image == NONE else ImageCondition.from_pretrained(image, **where).to(device),
+    )
+
+
+def make_step(
+    args: argparse.Namespace,
+    networks: Diffusers,
+    student: torch.nn.Module,
+    discriminator: Discriminator | None,
+    schedules: tuple[NoiseSchedule, NoiseSchedule],
+    accelerator: Accelerator,
+) -> ADDStep:
+    """The losses of this run. `student` is the network as it was prepared for distribution."""
+    teacher = None
+    if networks.teacher is not None:
+        unet = networks.teacher
+        call = without_adapter(unet) if unet is networks.student else _in_own_precision(unet)
+        teacher = Teacher(call, schedules[1], guidance_scale(args), args.teacher_steps)
+    return ADDStep(
+        student=student,
+        schedule=schedules[0],
+        latents=networks.latents,
+        teacher=teacher,
+        teacher_latents=networks.teacher_latents,
+        discriminator=discriminator,
+        heads=None if discriminator is None else accelerator.prepare_model(discriminator.heads),
+        adversarial_weight=args.adversarial_weight,
+        distillation_weight=args.distillation_weight,
+        distillation_weighting=args.distillation_weighting,
+        distillation_space=args.distillation_space,
+        r1_gamma=args.r1_gamma,
+        reconstruct_real=args.reconstruct_real,
+        autocast=accelerator.autocast,
+    )

@@ -1,0 +1,1 @@
+"""What a run publishes: the layout, the model card, the Hub, single-file exports."""

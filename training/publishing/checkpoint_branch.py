@@ -1,0 +1,72 @@
+"""`--push_every_checkpoint`: the student of each checkpoint, on a branch of its own, while training goes on."""
+
+import argparse
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from training.publishing.attempt import reason
+from training.publishing.hub import publish, repo_name
+from training.publishing.layout import PublishError
+
+logger = logging.getLogger(__name__)
+BRANCH = "checkpoints"
+_PREFIX = ".push-"
+
+
+class CheckpointPusher:
+    """Pushes students in the background, in order, one commit each to the branch `checkpoints`.
+
+    What is pushed is the published layout, not the checkpoint: no optimizer state. A push that fails is logged and
+    training goes on. `close` waits for the last one.
+    """
+
+    def __init__(self, args: argparse.Namespace, private: bool | None = None):
+        self.args, self.private = args, private
+        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
+        self.queued: list[Future] = []
+        self.failed = 0
+        for left_over in Path(args.output_dir).glob(f"{_PREFIX}*"):  # of a run that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
+
+    def push(self, save: Callable[[Path], None], step: int) -> None:
+        """Let `save(folder)` write the published layout, card included, and queue its upload."""
+        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=self.args.output_dir, prefix=_PREFIX))
+        try:
+            save(folder)
+        except OSError as error:  # such as a full disk: no reason to end a training
+            shutil.rmtree(folder, ignore_errors=True)
+            self._report(step, error)
+        else:
+            self.queued.append(self.worker.submit(self._push, folder, step))
+
+    def _push(self, folder: Path, step: int) -> None:
+        try:
+            done = publish(
+                folder,
+                repo_name(self.args),
+                token=self.args.hub_token,
+                private=self.private,
+                branch=BRANCH,
+                message=f"Student after {step} iterations",
+            )
+            logger.info("Pushed the student of iteration %d: %s, commit %s", step, done.repo_id, done.commit)
+        except PublishError as error:
+            self._report(step, error)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _report(self, step: int, error: Exception) -> None:
+        self.failed += 1
+        why = reason(error.__cause__) if error.__cause__ else str(error)
+        logger.warning("The student of iteration %d was not pushed, and training goes on. %s", step, why)
+
+    def close(self) -> None:
+        """Wait for what is queued. An error that is no refusal of the Hub's is raised here."""
+        self.worker.shutdown(wait=True)
+        for future in self.queued:
+            future.result()

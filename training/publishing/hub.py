@@ -1,0 +1,202 @@
+"""The end result: the published layout in `--output_dir`, and on the Hub on request.
+
+    python -m training.publish DIR --repo_id user/my-student
+
+publishes a finished run; `--push_to_hub` does the same at the end of training.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.hf_api import ModelInfo
+
+from training.publishing.attempt import Attempt, reason
+from training.publishing.card import MEASURED_FILE, is_untouched, refresh_card, set_license
+from training.publishing.layout import CARD, MAIN, PublishError, is_weight_file, published_files, stale_files
+from training.publishing.variant import VARIANTS, add_variant, remove_variants
+
+logger = logging.getLogger(__name__)
+MESSAGE = "Add a student distilled by ADD"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is now on the Hub. `card_kept`: the card there had been edited, and was left alone."""
+
+    repo_id: str
+    branch: str
+    commit: str
+    files: list[str]
+    card_kept: bool
+
+
+def save_published(pipeline: DiffusionPipeline, output_dir: str | Path) -> None:
+    """Write the published layout: stock components, stock scheduler config, `pipeline.py`."""
+    remove_variants(output_dir)
+    pipeline.save_pretrained(output_dir)
+
+
+def repo_name(args: argparse.Namespace) -> str:
+    """The repo that a run pushes to; without a namespace it is the token owner's."""
+    return args.hub_model_id or Path(os.path.abspath(args.output_dir)).name
+
+
+def check_push(args: argparse.Namespace, private: bool | None = None) -> str:
+    """Create the run's repo and see that it can be written to, before hours of training. Returns the repo id.
+
+    Raises:
+        PublishError: no token, no permission, no network.
+    """
+    api = HfApi(token=args.hub_token)
+    try:
+        repo_id = api.create_repo(repo_name(args), private=private, exist_ok=True).repo_id
+        _refuse_public(api.model_info(repo_id), private)
+        # Asks how this file would be uploaded, which only who may write is told. Nothing is sent.
+        api.preupload_lfs_files(repo_id, [CommitOperationAdd(CARD, b"x")])
+    except PublishError:
+        raise
+    except Exception as error:  # HTTP errors, and whatever else the client raises
+        raise PublishError(
+            f"--push_to_hub got True, but {repo_name(args)} cannot be pushed to: {reason(error)}. "
+            "Training has not begun"
+        ) from error
+    return repo_id
+
+
+def push_published(args: argparse.Namespace, private: bool | None = None) -> str:
+    """Upload the published layout of a run in one commit. Returns the repo id.
+
+    Raises:
+        PublishError: the Hub refused; the model stays in `--output_dir`.
+    """
+    return publish(args.output_dir, repo_name(args), token=args.hub_token, private=private).repo_id
+
+
+def publish(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    branch: str = MAIN,
+    overwrite_card: bool = False,
+    message: str = MESSAGE,
+) -> Published:
+    """Upload the published layout of `folder`, and nothing else of it, in one commit. May be repeated at will.
+
+    Args:
+        folder: the output folder of a finished run.
+        repo_id: created where it does not exist; without a namespace it is the token owner's.
+        token: to write with; the one of `hf auth login` if None.
+        private: of a new repo. True refuses a repo that exists and is public.
+        branch: made from main where it does not exist.
+        overwrite_card: replace a card on the Hub even though someone has edited it.
+
+    Raises:
+        PublishError: with the reason, what is missing at the Hub, and the command to repeat it.
+    """
+    folder = Path(folder)
+    api = HfApi(token=token)
+    with Attempt(folder, repo_id, branch, published_files(folder)) as attempt:
+        attempt.repo_id = repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if branch != MAIN:
+            api.create_branch(repo_id, branch=branch, exist_ok=True)
+        head = api.model_info(repo_id, revision=branch)
+        _refuse_public(head, private)
+        refresh_card(folder, repo_id, branch)
+        attempt.names = published_files(folder)
+        card_kept = CARD in attempt.names and not overwrite_card and _is_edited(api, head, folder / CARD)
+        if card_kept:
+            attempt.names.remove(CARD)
+            logger.warning("The card of %s has been edited there and is kept; --overwrite_card replaces it", repo_id)
+        commit = _upload(api, attempt, head, message)
+    logger.info("Published %s (%s, commit %s): %s", repo_id, branch, commit, ", ".join(attempt.names))
+    return Published(repo_id, branch, commit, attempt.names, card_kept)
+
+
+def _upload(api: HfApi, attempt: Attempt, head: ModelInfo, message: str) -> str:
+    """Send the weights one by one, then commit. Returns the commit's sha."""
+    operations = {name: CommitOperationAdd(name, attempt.folder / name) for name in attempt.names}
+    for name in filter(is_weight_file, attempt.names):
+        api.preupload_lfs_files(attempt.repo_id, [operations[name]], revision=attempt.branch)
+        attempt.sent.append(name)
+    stale = stale_files((sibling.rfilename for sibling in head.siblings), attempt.names)
+    return api.create_commit(
+        attempt.repo_id,
+        [*operations.values(), *map(CommitOperationDelete, stale)],
+        commit_message=message,
+        revision=attempt.branch,
+        # What to delete and whether the card is edited was judged at this commit.
+        parent_commit=head.sha,
+    ).oid
+
+
+def _is_edited(api: HfApi, head: ModelInfo, local: Path) -> bool:
+    """Whether the repo has a card that is neither ours nor the one to be uploaded."""
+    if CARD not in (sibling.rfilename for sibling in head.siblings):
+        return False
+    remote = Path(api.hf_hub_download(head.id, CARD, revision=head.sha)).read_bytes()
+    return remote != local.read_bytes() and not is_untouched(remote.decode("utf-8", errors="replace"))
+
+
+def _refuse_public(repo: ModelInfo, private: bool | None) -> None:
+    if private and repo.private is False:
+        raise PublishError(
+            f"--private got True: {repo.id} exists already and is public, so nothing was pushed. Make it private in "
+            "its settings on the Hub, or name another repo"
+        )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of `python -m training.publish`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.publish", description="Publish a finished run on the Hub."
+    )
+    add = parser.add_argument
+    add("folder", metavar="DIR", help="The --output_dir of a finished run.")
+    add("--repo_id", required=True, help="Repo to push to, such as user/my-student; made where it does not exist.")
+    add("--private", action="store_true", default=None, help="Make the new repo private; refuse a public one.")
+    add("--revision", default=MAIN, help="Branch to push to (default: main); made from main where it does not exist.")
+    add("--license", default=None, help="Licence for the card, by its Hub identifier, in place of the base model's.")
+    add("--variant", choices=VARIANTS, default=None, help="Publish the weights in this precision too, as a variant.")
+    add("--measured", default=None, help='Figures for the card: {"command": "...", "figures": [{"steps": 1, ...}]}.')
+    add("--overwrite_card", action="store_true", help="Replace the card on the Hub even if someone has edited it.")
+    add("--hub_token", default=None, help="Token to push with; the one of `hf auth login` where not given.")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command. A refusal ends it with its message alone and status 1."""
+    args = make_parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        published_files(args.folder)
+        if args.measured is not None:
+            shutil.copyfile(args.measured, Path(args.folder, MEASURED_FILE))
+        if args.license is not None:
+            set_license(args.folder, args.license)
+        if args.variant is not None:
+            add_variant(args.folder, args.variant)
+        done = publish(
+            args.folder,
+            args.repo_id,
+            token=args.hub_token,
+            private=args.private,
+            branch=args.revision,
+            overwrite_card=args.overwrite_card,
+        )
+    except (PublishError, OSError) as error:
+        sys.exit(f"python -m training.publish: error: {error}")
+    print(f"Published {len(done.files)} files to {done.repo_id} ({done.branch}), commit {done.commit}")
+
+
+if __name__ == "__main__":
+    main()
