@@ -11,7 +11,7 @@ from tests import tiny_world
 from tests.trainers import make_batches, make_trainer
 from training.checkpoints.store import load_checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def start(world, output_dir, processes, *extra, script=ROOT / "train_add.py"):

@@ -17,7 +17,7 @@ from training import loop
 from training.checkpoints.store import load_checkpoint
 from training.loop import Trainer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 # A run of 5 iterations of 4 with 24 samples crosses no epoch; of 7, it does.
 RUN = (
     "--use_ema",
