@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from evaluation import environment
-from evaluation.compare import write_comparison
-from evaluation.encoders import CLIP, DINOV2
+from evaluation.reports.compare_runs import write_comparison
+from evaluation.metrics.encoders import CLIP, DINOV2
 from evaluation.errors import EvaluationError, exit_status
-from evaluation.generate import generate, measure_speed
-from evaluation.loading import DTYPES, PipelineSpec, load_pipeline
-from evaluation.measure import METRICS, References, check_metrics, load_observers, measure_run
-from evaluation.prompts import choose_prompts, load_dataset_prompts, read_prompts
-from evaluation.references import export_dataset, find_images
-from evaluation.runs import Run, open_comparable, write_json
+from evaluation.generation.generate_run import generate, measure_speed
+from evaluation.generation.loading import DTYPES, PipelineSpec, load_pipeline
+from evaluation.metrics.measure_run import METRICS, References, check_metrics, load_observers, measure_run
+from evaluation.generation.prompts import choose_prompts, load_dataset_prompts, read_prompts
+from evaluation.metrics.references import export_dataset, find_images
+from evaluation.runs.run import Run, open_comparable, write_json
 
 
 def json_object(text: str) -> dict[str, Any]:

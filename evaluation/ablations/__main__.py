@@ -20,9 +20,9 @@ from evaluation.ablations.run import launch_into, plan, run_jobs
 from evaluation.ablations.tables import TABLES
 from evaluation.ablations.worlds import RealWorld, TinyWorld, World
 from evaluation.errors import EvaluationError, exit_status
-from evaluation.recipe import DEFAULT_RECIPE, read_recipe
-from evaluation.runs import write_aside, write_json
-from evaluation.tiny import quiet_libraries
+from evaluation.ablations.recipe import DEFAULT_RECIPE, read_recipe
+from evaluation.runs.run import write_aside, write_json
+from evaluation.tiny.judge import quiet_libraries
 
 
 # One flag a line where it fits: this is a table, and the formatter would make it three screens longer.

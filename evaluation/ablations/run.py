@@ -23,8 +23,8 @@ from typing import TextIO
 from evaluation.ablations.tables import COMMON, Row
 from evaluation.ablations.worlds import Figures, Launch, World, missing_for
 from evaluation.errors import EvaluationError
-from evaluation.recipe import merge_flags
-from evaluation.runs import write_json
+from evaluation.ablations.recipe import merge_flags
+from evaluation.runs.run import write_json
 
 CHECKPOINTS = 3  # a run; what a kill costs is a third of it
 

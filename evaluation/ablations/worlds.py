@@ -7,9 +7,9 @@ from typing import ClassVar, Protocol
 
 from evaluation.ablations.tables import Row
 from evaluation.errors import EvaluationError
-from evaluation.runs import Run
-from evaluation.systems import System
-from evaluation.tiny import TinyJudge, check_tiny_dir
+from evaluation.runs.run import Run
+from evaluation.tiny.systems import System
+from evaluation.tiny.judge import TinyJudge, check_tiny_dir
 from pipelines import ADDPipeline
 
 Launch = Callable[[list[str]], None]  # runs a command; raises EvaluationError where it fails

@@ -20,7 +20,7 @@ from evaluation.preference.elo import ROUNDS
 from evaluation.preference.server import StudyServer
 from evaluation.preference.store import QUESTIONS, Store, read_study, read_votes
 from evaluation.preference.summary import count_checks, counted_votes, markdown, summarize
-from evaluation.runs import Run, open_comparable, write_json
+from evaluation.runs.run import Run, open_comparable, write_json
 
 
 def share(text: str) -> float:
@@ -114,8 +114,8 @@ def run_serve(args: argparse.Namespace, command: str) -> None:
 
 def run_judge(args: argparse.Namespace, command: str) -> None:
     """Let a model vote on all pairs, prompts and questions."""
-    from evaluation.encoders import ClipEncoder
-    from evaluation.preference.judge import rewards, vote_by_reward
+    from evaluation.metrics.encoders import ClipEncoder
+    from evaluation.preference.reward_model import rewards, vote_by_reward
 
     store, runs, count = open_study(args)
     model = ClipEncoder(args.model, environment.pick_device(args.device), args.processor, flag="model")

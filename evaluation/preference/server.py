@@ -18,9 +18,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
-from evaluation.page import SHARP_BELOW, render
+from evaluation.reports.page import SHARP_BELOW, render
 from evaluation.preference.store import SIDES, Store
-from evaluation.runs import Run
+from evaluation.runs.run import Run
 
 VOTER = re.compile(r"[\w.-]{1,64}")
 MAX_BODY = 4096  # bytes

@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation import Evaluator
-from evaluation.systems import Row, System
-from evaluation.tiny_task import CAPTIONS, NOISES, choose_captions, make_task, measure, measure_real, to_unit
+from evaluation.tiny.systems import Row, System
+from evaluation.tiny.task import CAPTIONS, NOISES, choose_captions, make_task, measure, measure_real, to_unit
 from examples.demo.figures import EVENT_FILES, Panel, draw_samples, draw_training, read_scalars
 from examples.demo.summary import markdown, verdict
 from examples.tiny.data import Split, read_split

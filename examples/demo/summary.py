@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from evaluation.systems import Row
+from evaluation.tiny.systems import Row
 
 PAPER_RATIO = 0.98  # Table 2: FID 19.7 of ADD-M in one step against 20.1 of DPM-Solver in 25
 

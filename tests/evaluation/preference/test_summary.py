@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evaluation.errors import EvaluationError
-from evaluation.preference.judge import rewards, vote_by_reward
+from evaluation.preference.reward_model import rewards, vote_by_reward
 from evaluation.preference.store import Store, read_votes
 from evaluation.preference.summary import count_checks, counted_votes, markdown, summarize
 from tests.evaluation.run_folders import PROMPTS, make_run

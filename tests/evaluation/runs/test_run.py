@@ -7,7 +7,7 @@ from PIL import Image
 
 from evaluation import runs
 from evaluation.errors import EvaluationError
-from evaluation.runs import Run, open_comparable, plan_shots, write_aside
+from evaluation.runs.run import Run, open_comparable, plan_shots, write_aside
 from tests.evaluation.run_folders import PROMPTS, make_run
 
 MANIFEST = {"name": "r", "images_per_prompt": 2, "seed": 7, "call": {"num_inference_steps": 1}}

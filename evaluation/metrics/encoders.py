@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, Dinov2Model
 
 from evaluation.errors import EvaluationError
-from evaluation.metrics import Evaluator
+from evaluation.metrics.figures import Evaluator
 
 Encoder = Callable[[list[Image.Image]], Tensor]
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation import tiny_task
-from evaluation.environment import pick_device
+from evaluation.runs.environment import pick_device
 from evaluation.errors import EvaluationError
-from evaluation.metrics import Evaluator
-from evaluation.systems import Row, System
+from evaluation.metrics.figures import Evaluator
+from evaluation.tiny.systems import Row, System
 from examples.tiny.data import Split, read_split
 
 FILES = (

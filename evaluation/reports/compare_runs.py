@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullLocator
 
 from evaluation.errors import EvaluationError
-from evaluation.page import as_data_uri, render
-from evaluation.runs import Run, write_aside, write_json
+from evaluation.reports.page import as_data_uri, render
+from evaluation.runs.run import Run, write_aside, write_json
 
 # Figure to heading, and how it is printed. The arrow says which way is better; diversity should be that of real data.
 COLUMNS = {

@@ -13,8 +13,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from evaluation.errors import EvaluationError
-from evaluation.runs import Run, Shot
-from evaluation.sampling import one_or_list, seconds_per_image
+from evaluation.runs.run import Run, Shot
+from evaluation.generation.sampling import one_or_list, seconds_per_image
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.encoders import ClipEncoder
-from evaluation.generate import batches
+from evaluation.metrics.encoders import ClipEncoder
+from evaluation.generation.generate_run import batches
 from evaluation.preference.store import Store
-from evaluation.runs import Run
+from evaluation.runs.run import Run
 
 
 def rewards(model: ClipEncoder, run: Run, num_prompts: int, batch_size: int) -> Tensor:

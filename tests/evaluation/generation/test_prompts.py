@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from evaluation.errors import EvaluationError
-from evaluation.prompts import choose_prompts, load_dataset_prompts, read_prompts
+from evaluation.generation.prompts import choose_prompts, load_dataset_prompts, read_prompts
 
 
 def test_a_text_file_has_one_a_line(tmp_path):

@@ -23,8 +23,8 @@ from diffusers import DDPMScheduler, DiffusionPipeline, LCMScheduler, UNet2DCond
 from torch import Tensor
 
 from evaluation.errors import EvaluationError, exit_status
-from evaluation.runs import write_json
-from evaluation.tiny import check_tiny_dir, quiet_libraries
+from evaluation.runs.run import write_json
+from evaluation.tiny.judge import check_tiny_dir, quiet_libraries
 from examples.tiny.autoencoder import encode_moments
 from examples.tiny.data import Split, read_split
 from examples.tiny.layouts import encode_captions, pick

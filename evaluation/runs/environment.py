@@ -1,8 +1,8 @@
-"""What a figure depends on besides its command: the machine and the versions."""
+"""What a figure depends on besides its command: the machine and the versions of the libraries."""
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -10,19 +10,30 @@ PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics")
 
 
 def pick_device(device: str | None) -> str:
-    """`device` if given, else the accelerator if there is one."""
+    """`device` if it is given, else `cuda` where there is an accelerator, else `cpu`."""
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def describe(device: str) -> dict[str, str | int]:
-    """Name the processor or accelerator that works, and the versions."""
+def describe_environment(device: str) -> dict[str, str | int]:
+    """The processor or accelerator that `device` names, threads, and versions; packages that are absent are left out."""
     return {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "cpu_count": os.cpu_count() or 0,
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        **package_versions(),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Version by package, of those of `PACKAGES` that are installed."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
 
 
 def _processor() -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import BitImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer, Dinov2Model
 
 from evaluation import metrics
-from evaluation.encoders import ClipEncoder, Dinov2Encoder, InceptionEncoder, StandIn, to_bytes
+from evaluation.metrics.encoders import ClipEncoder, Dinov2Encoder, InceptionEncoder, StandIn, to_bytes
 from evaluation.errors import EvaluationError
 from examples.tiny import models
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 from evaluation import loading
 from evaluation.errors import EvaluationError
-from evaluation.generate import batches, downsample, draw, generate, measure_speed
-from evaluation.loading import PipelineSpec, load_pipeline
-from evaluation.runs import Run, plan_shots
+from evaluation.generation.generate_run import batches, downsample, draw, generate, measure_speed
+from evaluation.generation.loading import PipelineSpec, load_pipeline
+from evaluation.runs.run import Run, plan_shots
 from tests.evaluation.run_folders import PROMPTS
 
 CALL = {"num_inference_steps": 1, "guidance_scale": 0.0}

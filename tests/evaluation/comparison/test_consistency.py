@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler, StableDiffusionPipeline
 
 from evaluation import lcm
-from evaluation.lcm import Consistency
+from evaluation.comparison.consistency import Consistency
 from tests.evaluation.tiny_folder import make_tiny_dir
 
 SHAPE = (3, 4, 8, 8)

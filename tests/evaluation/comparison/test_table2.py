@@ -8,7 +8,7 @@ from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteSchedul
 
 from evaluation import comparison, lcm, tiny_task
 from evaluation.errors import EvaluationError
-from evaluation.systems import Row
+from evaluation.tiny.systems import Row
 from pipelines import student_scheduler
 from tests.evaluation.tiny_folder import make_tiny_dir
 

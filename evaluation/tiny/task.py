@@ -9,9 +9,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.metrics import Evaluator, alignment, diversity, frechet_distance
-from evaluation.sampling import sample, seconds_per_image
-from evaluation.systems import Row, System
+from evaluation.metrics.figures import Evaluator, alignment, diversity, frechet_distance
+from evaluation.generation.sampling import sample, seconds_per_image
+from evaluation.tiny.systems import Row, System
 from examples.tiny.data import Split
 
 BATCH_SIZE = 64

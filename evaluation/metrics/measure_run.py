@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.encoders import ClipEncoder, Dinov2Encoder, Encoder, InceptionEncoder, StandIn
+from evaluation.metrics.encoders import ClipEncoder, Dinov2Encoder, Encoder, InceptionEncoder, StandIn
 from evaluation.errors import EvaluationError
-from evaluation.metrics import alignment, clip_score, diversity, frechet_distance, precision_recall_coverage
-from evaluation.references import read_images
-from evaluation.runs import Run
+from evaluation.metrics.figures import alignment, clip_score, diversity, frechet_distance, precision_recall_coverage
+from evaluation.metrics.references import read_images
+from evaluation.runs.run import Run
 
 METRICS = ("fid", "fd_dinov2", "clip_score", "prdc", "diversity")
 Figures = dict[str, dict[str, Any]]

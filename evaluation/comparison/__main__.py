@@ -21,10 +21,10 @@ from diffusers import DiffusionPipeline
 
 from evaluation import environment
 from evaluation.errors import EvaluationError, exit_status
-from evaluation.lcm import RECORD
-from evaluation.runs import write_aside, write_json
-from evaluation.systems import Row, System
-from evaluation.tiny import TinyJudge, quiet_libraries
+from evaluation.comparison.consistency import RECORD
+from evaluation.runs.run import write_aside, write_json
+from evaluation.tiny.systems import Row, System
+from evaluation.tiny.judge import TinyJudge, quiet_libraries
 
 STEPS = (1, 2, 4)
 RUN_FILE = "add_run.json"

@@ -8,10 +8,10 @@ import re
 import pytest
 from PIL import Image
 
-from evaluation.compare import collect, grid, markdown, plot, write_comparison
+from evaluation.reports.compare_runs import collect, grid, markdown, plot, write_comparison
 from evaluation.errors import EvaluationError
-from evaluation.page import SHOWN, as_data_uri
-from evaluation.runs import write_json
+from evaluation.reports.page import SHOWN, as_data_uri
+from evaluation.runs.run import write_json
 from tests.evaluation.run_folders import PROMPTS, make_run
 
 FACTS = {"command": "python -m evaluation compare", "environment": {"torch": "2"}}

@@ -19,7 +19,7 @@ from evaluation.ablations.run import plan, read_figures, run_jobs
 from evaluation.ablations.tables import TABLES
 from evaluation.ablations.worlds import RealWorld, TinyWorld, missing_for
 from evaluation.errors import EvaluationError
-from evaluation.recipe import DEFAULT_RECIPE, merge_flags, read_recipe
+from evaluation.ablations.recipe import DEFAULT_RECIPE, merge_flags, read_recipe
 from tests.evaluation.tiny_folder import make_tiny_dir
 from training.loop import Trainer
 from training.options.arguments import make_parser
