@@ -1,4 +1,4 @@
-"""Any diffusers text-to-image pipeline, by the id of its repository."""
+"""Loads any diffusers text-to-image pipeline by the id of its repository."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +8,9 @@ import diffusers
 import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline, UNet2DConditionModel
 
-from evaluation.errors import EvaluationError
+from evaluation.errors import EvaluationError, explain_unavailable
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -21,12 +22,12 @@ class PipelineSpec:
         model: Hub id or folder.
         revision: branch, tag or commit on the Hub.
         variant: of the weight files, such as `fp16`.
-        torch_dtype: of the weights.
+        torch_dtype: precision of the weights, one of `DTYPES`.
         unet: id of a UNet that replaces the pipeline's own, as LCM is published for SDXL.
         lora_weights: id of LoRA weights to load on top, as LCM-LoRA.
         scheduler: class name of diffusers; None for the pipeline's own.
         scheduler_args: replaces entries of the scheduler's configuration.
-        safety_checker: False takes it out: it turns what it dislikes black, which no metric should see.
+        safety_checker: False removes it. It blackens images, and no metric should see those.
     """
 
     model: str
@@ -43,6 +44,11 @@ class PipelineSpec:
         """Raises: EvaluationError: a folder without a pipeline, or no such scheduler; before anything is loaded."""
         folder = Path(self.model)
         if (folder.exists() or folder.is_absolute()) and not (folder / "model_index.json").exists():
+            if (folder / LORA_FILE).exists():
+                raise EvaluationError(
+                    f"--model {self.model}: holds an adapter alone; give its base as --model, and this folder as "
+                    "--lora_weights."
+                )
             raise EvaluationError(
                 f"--model {self.model}: no model_index.json there; give a pipeline's folder or Hub id."
             )
@@ -65,18 +71,24 @@ def load_pipeline(spec: PipelineSpec, device: str) -> DiffusionPipeline:
     try:
         pipeline = _load_parts(spec)
     except OSError as error:
-        raise EvaluationError(
-            f"--model {spec.model}: cannot be loaded ({error}). Give a pipeline's folder, or its Hub id while online."
-        ) from error
+        parts = "".join(f", --{flag} {value}" for flag in ("unet", "variant") if (value := getattr(spec, flag)))
+        raise EvaluationError(f"--model {spec.model}{parts}: {explain_unavailable(spec.model, error)}.") from error
     if spec.scheduler or spec.scheduler_args:
         kind = getattr(diffusers, spec.scheduler) if spec.scheduler else type(pipeline.scheduler)
         pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **spec.scheduler_args)
     if spec.lora_weights:
-        pipeline.load_lora_weights(spec.lora_weights)
+        _load_lora(pipeline, spec.lora_weights)
     if not spec.safety_checker and getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
+
+
+def _load_lora(pipeline: DiffusionPipeline, lora_weights: str) -> None:
+    try:
+        pipeline.load_lora_weights(lora_weights)
+    except OSError as error:
+        raise EvaluationError(f"--lora_weights {lora_weights}: {explain_unavailable(lora_weights, error)}.") from error
 
 
 def _load_parts(spec: PipelineSpec) -> DiffusionPipeline:

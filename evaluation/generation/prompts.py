@@ -1,12 +1,15 @@
-"""Prompts: COCO's captions, PartiPrompts, a data set of the Hub, or a text file. Always a list of strings."""
+"""Reads prompts from COCO's captions, PartiPrompts, a data set of the Hub, or a text file, as a list of strings."""
 
 import csv
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluation.errors import EvaluationError
+
+if TYPE_CHECKING:
+    import datasets
 
 PARTI_COLUMN = "Prompt"  # of PartiPrompts.tsv
 
@@ -22,7 +25,7 @@ def read_prompts(path: Path, caption_column: str = "text") -> list[str]:
     Raises:
         EvaluationError: no such file, another ending, or nothing in it.
     """
-    readers = {".txt": _lines, ".tsv": _parti, ".json": _coco, ".jsonl": lambda p: _jsonl(p, caption_column)}
+    readers = {".txt": _read_lines, ".tsv": _read_parti, ".json": _read_coco, ".jsonl": lambda p: _read_jsonl(p, caption_column)}
     if path.suffix not in readers:
         raise EvaluationError(f"--prompts {path}: reads {', '.join(readers)}, not '{path.suffix}'.")
     try:
@@ -33,7 +36,7 @@ def read_prompts(path: Path, caption_column: str = "text") -> list[str]:
         raise EvaluationError(
             f"--prompts {path}: not in the layout of a {path.suffix} of prompts: {error!r}."
         ) from error
-    return _clean(prompts, f"--prompts {path}")
+    return _clean_prompts(prompts, f"--prompts {path}")
 
 
 def load_dataset_prompts(name: str, config: str | None, split: str, caption_column: str) -> list[str]:
@@ -42,16 +45,29 @@ def load_dataset_prompts(name: str, config: str | None, split: str, caption_colu
     Raises:
         EvaluationError: no such split or column; says what there is.
     """
-    import datasets
-
-    splits = datasets.load_dataset(name, config)
-    if split not in splits:
-        raise EvaluationError(f"--dataset_split {split}: {name} has {', '.join(splits)}.")
-    rows = splits[split]
+    rows = load_split(name, config, split)
     if caption_column not in rows.column_names:
         raise EvaluationError(f"--caption_column {caption_column}: {name} has {', '.join(rows.column_names)}.")
     captions = [cell if isinstance(cell, str) else cell[0] for cell in rows[caption_column] if cell]
-    return _clean(captions, f"--dataset_name {name}")
+    return _clean_prompts(captions, f"--dataset_name {name}")
+
+
+def load_split(name: str, config: str | None, split: str) -> "datasets.Dataset":
+    """One split of a data set (Hub id or folder).
+
+    Raises:
+        EvaluationError: no such data set or split; says which splits there are.
+    """
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(name, config)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise EvaluationError(f"--dataset_name {name}: cannot be loaded: {reason}") from error
+    if split not in splits:
+        raise EvaluationError(f"--dataset_split {split}: {name} has {', '.join(splits)}.")
+    return splits[split]
 
 
 def choose_prompts(prompts: list[str], count: int | None, seed: int) -> list[str]:
@@ -67,23 +83,23 @@ def choose_prompts(prompts: list[str], count: int | None, seed: int) -> list[str
     return random.Random(seed).sample(prompts, count)
 
 
-def _clean(prompts: list[Any], source: str) -> list[str]:
+def _clean_prompts(prompts: list[Any], source: str) -> list[str]:
     prompts = [" ".join(prompt.split()) for prompt in prompts if isinstance(prompt, str) and prompt.strip()]
     if not prompts:
         raise EvaluationError(f"{source}: holds no prompt.")
     return prompts
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
-def _parti(path: Path) -> list[str]:
+def _read_parti(path: Path) -> list[str]:
     with open(path, encoding="utf-8", newline="") as file:
         return [row[PARTI_COLUMN] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
 
 
-def _coco(path: Path) -> list[str]:
+def _read_coco(path: Path) -> list[str]:
     annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
     first: dict[int, dict] = {}
     for annotation in sorted(annotations, key=lambda annotation: annotation["id"]):
@@ -91,5 +107,5 @@ def _coco(path: Path) -> list[str]:
     return [first[image_id]["caption"] for image_id in sorted(first)]
 
 
-def _jsonl(path: Path, column: str) -> list[str]:
-    return [json.loads(line)[column] for line in _lines(path) if line.strip()]
+def _read_jsonl(path: Path, column: str) -> list[str]:
+    return [json.loads(line)[column] for line in _read_lines(path) if line.strip()]

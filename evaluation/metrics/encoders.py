@@ -1,4 +1,4 @@
-"""What the metrics see images with: Inception, DINOv2 and CLIP, frozen, from libraries.
+"""The networks that the metrics see images with: Inception, DINOv2 and CLIP, frozen, from libraries.
 
 An encoder maps a list of PIL images to float32 features `(B, D)` on the CPU.
 """
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, Dinov2Model
 
-from evaluation.errors import EvaluationError
+from evaluation.errors import INSTALL_EXTRAS, EvaluationError, explain_unavailable
 from evaluation.metrics.figures import Evaluator
 
 Encoder = Callable[[list[Image.Image]], Tensor]
@@ -22,6 +22,15 @@ INCEPTION_URL = (
 )
 DINOV2 = "facebook/dinov2-large"
 CLIP = "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
+DINOV2_ADVICE = (
+    "Give a Hub id or a folder with config.json and model.safetensors, or leave out fd_dinov2, prdc and diversity "
+    "(--metrics); --evaluator takes the tiny world's evaluator instead."
+)
+CLIP_ADVICE = (
+    "Give a Hub id or a folder with config.json, model.safetensors and tokenizer.json, or leave out clip_score "
+    "(--metrics); --evaluator takes the tiny world's evaluator instead."
+)
+EVALUATOR_ADVICE = "Give the folder evaluator/ that `python -m examples.tiny.build` makes."
 DINOV2_SIZE = 224  # Stein et al. 2023 (2306.04675)
 
 
@@ -92,9 +101,7 @@ class Dinov2Encoder:
         try:
             self.model = Dinov2Model.from_pretrained(model_id).to(device).eval().requires_grad_(False)
         except (OSError, ValueError) as error:
-            raise _not_found(
-                "dino_model", model_id, "config.json and model.safetensors", "fd_dinov2, prdc and diversity"
-            ) from error
+            raise _cannot_load("dino_model", model_id, error, DINOV2_ADVICE) from error
         size = min(DINOV2_SIZE, self.model.config.image_size)
         self.processor = CLIPImageProcessor(
             size={"height": size, "width": size},
@@ -118,19 +125,21 @@ class ClipEncoder:
         device: where it runs.
         processor_id: Hub id or folder of tokenizer and image processor, where they are not with the model.
         flag: named in the message if it cannot be loaded.
+        advice: the sentence of that message that says how to fix it.
 
     Raises:
         EvaluationError: it cannot be loaded.
     """
 
-    def __init__(self, model_id: str, device: str, processor_id: str | None = None, flag: str = "clip_model"):
+    def __init__(
+        self, model_id: str, device: str, processor_id: str | None = None, flag: str = "clip_model",
+        advice: str = CLIP_ADVICE,
+    ):  # fmt: skip
         try:
             self.model = CLIPModel.from_pretrained(model_id).to(device).eval().requires_grad_(False)
             self.tokenizer = AutoTokenizer.from_pretrained(processor_id or model_id)
         except (OSError, ValueError) as error:
-            raise _not_found(
-                flag, model_id, "config.json, model.safetensors and tokenizer.json", "clip_score"
-            ) from error
+            raise _cannot_load(flag, model_id, error, advice) from error
         self.max_length = self.model.config.text_config.max_position_embeddings
         size = self.model.config.vision_config.image_size
         try:
@@ -154,7 +163,7 @@ class ClipEncoder:
         return self.model.get_text_features(**tokens).pooler_output.float().cpu()
 
 
-class StandIn:
+class EvaluatorEncoder:
     """The tiny world's evaluator in place of Inception and DINOv2: features, and logits of what an image shows.
 
     Its `__call__` gives both beside one another `(B, D + K)`, so that an image is looked at once; `split` parts them.
@@ -164,9 +173,7 @@ class StandIn:
         try:
             self.evaluator = Evaluator.from_pretrained(path).to(device)
         except (OSError, ValueError) as error:
-            raise _not_found(
-                "evaluator", path, "the folder evaluator/ that `python -m examples.tiny.build` makes", "it"
-            ) from error
+            raise _cannot_load("evaluator", path, error, EVALUATOR_ADVICE) from error
         self.labels: dict[str, int] = self.evaluator.model.config.label2id
 
     def __call__(self, images: list[Image.Image]) -> Tensor:
@@ -179,8 +186,5 @@ class StandIn:
         return seen[:, : -len(self.labels)], seen[:, -len(self.labels) :]
 
 
-def _not_found(flag: str, value: str, files: str, metrics: str) -> EvaluationError:
-    return EvaluationError(
-        f"--{flag} {value}: cannot be loaded from the Hub or from disk. Provide a folder with {files}, or leave out "
-        f"{metrics} (--metrics); --evaluator takes the tiny world's evaluator instead."
-    )
+def _cannot_load(flag: str, value: str, error: Exception, advice: str) -> EvaluationError:
+    return EvaluationError(f"--{flag} {value}: {explain_unavailable(value, error)}. {advice}")

@@ -1,4 +1,4 @@
-"""The figures of a report, as functions of what an evaluator network sees in the images.
+"""The metrics, as pure functions of features.
 
 The evaluator looks at every image once, then each figure is a pure function of its features `(N, D)` or labels `(N,)`.
 """
@@ -9,10 +9,7 @@ import io
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 from transformers import AutoImageProcessor, Dinov2ForImageClassification
-
-from evaluation.errors import EvaluationError
 
 
 class Evaluator(nn.Module):
@@ -64,6 +61,8 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
         raise ValueError(
             f"frechet_distance needs (N, D) and (M, D) with N, M >= 2, got {tuple(real.shape)} and {tuple(fake.shape)}."
         )
+    from torchmetrics.image.fid import FrechetInceptionDistance  # here, since only the evaluation's extras have it
+
     identity = nn.Identity()  # the features are made already; torchmetrics asks for a network to make them
     identity.num_features = real.shape[1]
     metric = FrechetInceptionDistance(feature=identity, normalize=True).to(real.device)
@@ -116,10 +115,8 @@ def precision_recall_coverage(real: Tensor, fake: Tensor, nearest_k: int = 5) ->
     Raises:
         ValueError: too few points.
     """
-    try:
-        from prdc import compute_prdc
-    except ModuleNotFoundError as error:
-        raise EvaluationError("prdc: needs the package, `pip install prdc`; or --metrics without prdc.") from error
+    from prdc import compute_prdc  # here, since only the evaluation's extras have it
+
     if min(len(real), len(fake)) < nearest_k + 2:
         raise ValueError(
             f"precision and recall at k = {nearest_k} need {nearest_k + 2} images, got {len(real)}, {len(fake)}."

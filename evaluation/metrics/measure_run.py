@@ -1,4 +1,4 @@
-"""All figures of a run: every image is seen once by every encoder, then each figure is a pure function of features."""
+"""Measures a run: every encoder sees every image once, then each figure is a pure function of the features."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.metrics.encoders import ClipEncoder, Dinov2Encoder, Encoder, InceptionEncoder, StandIn
-from evaluation.errors import EvaluationError
+from evaluation.metrics.encoders import ClipEncoder, Dinov2Encoder, Encoder, InceptionEncoder, EvaluatorEncoder
+from evaluation.errors import EvaluationError, require_packages
 from evaluation.metrics.figures import alignment, clip_score, diversity, frechet_distance, precision_recall_coverage
 from evaluation.metrics.references import read_images
 from evaluation.runs.run import Run
@@ -37,7 +37,7 @@ class Observers:
     names: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, encoder: Encoder, description: str) -> None:
-        """Take an encoder on."""
+        """Add an encoder."""
         self.encoders[name], self.names[name] = encoder, description
 
 
@@ -56,7 +56,7 @@ def load_observers(
     """
     observers = Observers(tuple(metrics))
     if evaluator:
-        observers.add("evaluator", StandIn(evaluator, device), f"stand-in evaluator {evaluator}")
+        observers.add("evaluator", EvaluatorEncoder(evaluator, device), f"stand-in evaluator {evaluator}")
         return observers
     if "fid" in observers.metrics:
         observers.add("inception", InceptionEncoder(inception_weights, device), "Inception-v3 (torch-fidelity)")
@@ -67,13 +67,13 @@ def load_observers(
     return observers
 
 
-def look(
+def extract_features(
     encoders: Mapping[str, Encoder], images: Iterable[Image.Image], total: int, batch_size: int
 ) -> dict[str, Tensor]:
     """Show every image to every encoder. Returns features `(N, D)` by encoder."""
     seen: dict[str, list[Tensor]] = {name: [] for name in encoders}
     rest = iter(images)
-    with tqdm(total=total, unit="image", desc="looking", leave=False) as progress:
+    with tqdm(total=total, unit="image", desc="features", leave=False) as progress:
         while batch := list(islice(rest, batch_size)):
             for name, encoder in encoders.items():
                 seen[name].append(encoder(batch))
@@ -93,7 +93,7 @@ class References:
     def __call__(self, size: tuple[int, int]) -> dict[str, Tensor]:
         """Features by encoder, of images cut and resized to `size`."""
         if size not in self.seen:
-            self.seen[size] = look(self.encoders, read_images(self.files, size), len(self.files), self.batch_size)
+            self.seen[size] = extract_features(self.encoders, read_images(self.files, size), len(self.files), self.batch_size)
         return self.seen[size]
 
 
@@ -104,7 +104,7 @@ def measure_run(run: Run, observers: Observers, references: References, batch_si
     has one image only.
     """
     size = run.load(run.shots[0]).size
-    seen = look(observers.encoders, (run.load(shot) for shot in run.shots), len(run.shots), batch_size)
+    seen = extract_features(observers.encoders, (run.load(shot) for shot in run.shots), len(run.shots), batch_size)
     real = references(size) if references.encoders else {}
     if "evaluator" in seen:
         return _stand_in_figures(run, observers, real["evaluator"], seen["evaluator"])
@@ -177,7 +177,10 @@ def named_labels(prompts: list[str], label2id: Mapping[str, int]) -> dict[int, i
 
 
 def check_metrics(metrics: Iterable[str], num_prompts: int, num_references: int) -> None:
-    """Raises: EvaluationError: too few images for what is asked."""
+    """Raises: EvaluationError: too few images for what is asked, or a package that is not installed."""
+    require_packages("torchmetrics")
+    if "prdc" in metrics:
+        require_packages("prdc", "sklearn", "scipy")
     few = min(num_prompts, num_references)
     if "prdc" in metrics and few < 7:
         raise EvaluationError(

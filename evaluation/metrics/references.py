@@ -1,4 +1,4 @@
-"""Real images to compare with: a folder, or an image column of a data set."""
+"""Finds and reads the real images to compare with: a folder, or an image column of a data set."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from evaluation.errors import EvaluationError
+from evaluation.generation.prompts import load_split
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
 
@@ -14,11 +15,16 @@ def find_images(folder: Path, count: int | None = None) -> list[Path]:
     """Image files below `folder`, sorted by path; the first `count`.
 
     Raises:
-        EvaluationError: there are none, or not so many.
+        EvaluationError: no such folder, or it holds fewer than 2 or fewer than `count` images.
     """
+    if not folder.is_dir():
+        raise EvaluationError(f"--reference {folder}: there is no such folder; give a folder of real images.")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
-    if len(files) < max(2, count or 0):
-        raise EvaluationError(f"--reference {folder}: holds {len(files)} images ({', '.join(sorted(ENDINGS))}).")
+    needed = max(2, count or 0)
+    if len(files) < needed:
+        raise EvaluationError(
+            f"--reference {folder}: holds {len(files)} images ({', '.join(sorted(ENDINGS))}), but {needed} are needed."
+        )
     return files[:count]
 
 
@@ -44,10 +50,7 @@ def export_dataset(name: str, config: str | None, split: str, image_column: str,
     """
     import datasets
 
-    splits = datasets.load_dataset(name, config)
-    if split not in splits:
-        raise EvaluationError(f"--dataset_split {split}: {name} has {', '.join(splits)}.")
-    rows = splits[split]
+    rows = load_split(name, config, split)
     if image_column not in rows.column_names:
         raise EvaluationError(f"--image_column {image_column}: {name} has {', '.join(rows.column_names)}.")
     rows = rows.select_columns([image_column]).cast_column(image_column, datasets.Image())

@@ -1,4 +1,4 @@
-"""HTML pages without external resources, from the templates beside this file."""
+"""Renders HTML pages without external resources, from the templates in the rooms of the evaluation."""
 
 import base64
 import io
@@ -12,16 +12,16 @@ SHOWN = 384  # pixels; a grid of 512-pixel PNGs would be a page of hundreds of m
 SHARP_BELOW = 128  # smaller images are enlarged by the browser without smoothing
 
 _templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=True,  # prompts and names are anybody's text
+    loader=FileSystemLoader(Path(__file__).parents[1]),
+    autoescape=True,  # prompts and names are arbitrary text
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
 
 
-def render(template: str, **values: Any) -> str:
-    """Fill a template; every value is escaped unless the template says it is markup."""
+def render_page(template: str, **values: Any) -> str:
+    """Fill a template, named from `evaluation/` on; every value is escaped unless the template says it is markup."""
     return _templates.get_template(template).render(**values)
 
 

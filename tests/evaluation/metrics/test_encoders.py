@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import BitImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer, Dinov2Model
 
 from evaluation import metrics
-from evaluation.metrics.encoders import ClipEncoder, Dinov2Encoder, InceptionEncoder, StandIn, to_bytes
+from evaluation.metrics.encoders import ClipEncoder, Dinov2Encoder, InceptionEncoder, EvaluatorEncoder, to_bytes
 from evaluation.errors import EvaluationError
 from examples.tiny import models
 
@@ -58,7 +58,7 @@ def test_dinov2_sees_every_size_at_its_own(world):
 def test_stand_in_parts_features_and_logits(tmp_path):
     models.make_classifier(["one", "two"], width=32, layers=1).save_pretrained(tmp_path)
     BitImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(tmp_path)
-    stand_in = StandIn(str(tmp_path), "cpu")
+    stand_in = EvaluatorEncoder(str(tmp_path), "cpu")
     features, logits = stand_in.split(stand_in(IMAGES))
     expected = metrics.Evaluator.from_pretrained(str(tmp_path))(to_bytes(IMAGES) / 255)
     torch.testing.assert_close((features, logits), expected)
@@ -71,7 +71,7 @@ def test_stand_in_parts_features_and_logits(tmp_path):
         (lambda path: ClipEncoder(path, "cpu"), "--clip_model", "tokenizer.json"),
         (lambda path: ClipEncoder(path, "cpu", flag="model"), "--model", "tokenizer.json"),
         (lambda path: Dinov2Encoder(path, "cpu"), "--dino_model", "model.safetensors"),
-        (lambda path: StandIn(path, "cpu"), "--evaluator", "examples.tiny.build"),
+        (lambda path: EvaluatorEncoder(path, "cpu"), "--evaluator", "examples.tiny.build"),
     ],
 )
 def test_what_cannot_be_had_is_named_with_its_files(tmp_path, load, flag, file):
