@@ -1,4 +1,4 @@
-"""A recipe: flags of the training script in a text file, so that a demo and its ablations train alike."""
+"""Reads a recipe: flags of the training script in a text file, so that the demo and its ablations train alike."""
 
 import shlex
 from collections.abc import Collection
@@ -11,10 +11,10 @@ OUTPUT_FLAG = "--output_dir"
 
 
 def read_recipe(path: Path) -> list[str]:
-    """The words of a recipe: what a shell would make of its lines; `#` begins a comment.
+    """The words of a recipe, split as a shell splits its lines; `#` begins a comment.
 
     Raises:
-        EvaluationError: no such file, no flag in it, or one that is not the recipe's to choose.
+        EvaluationError: no such file, no flag in it, or one that a recipe may not hold.
     """
     try:
         words = shlex.split(path.read_text(encoding="utf-8"), comments=True)

@@ -25,7 +25,12 @@ def read_prompts(path: Path, caption_column: str = "text") -> list[str]:
     Raises:
         EvaluationError: no such file, another ending, or nothing in it.
     """
-    readers = {".txt": _read_lines, ".tsv": _read_parti, ".json": _read_coco, ".jsonl": lambda p: _read_jsonl(p, caption_column)}
+    readers = {
+        ".txt": _read_lines,
+        ".tsv": _read_parti,
+        ".json": _read_coco,
+        ".jsonl": lambda p: _read_jsonl(p, caption_column),
+    }
     if path.suffix not in readers:
         raise EvaluationError(f"--prompts {path}: reads {', '.join(readers)}, not '{path.suffix}'.")
     try:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, Dinov2Model
 
-from evaluation.errors import INSTALL_EXTRAS, EvaluationError, explain_unavailable
+from evaluation.errors import EvaluationError, explain_unavailable
 from evaluation.metrics.figures import Evaluator
 
 Encoder = Callable[[list[Image.Image]], Tensor]

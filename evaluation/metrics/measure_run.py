@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.metrics.encoders import ClipEncoder, Dinov2Encoder, Encoder, InceptionEncoder, EvaluatorEncoder
 from evaluation.errors import EvaluationError, require_packages
+from evaluation.metrics.encoders import ClipEncoder, Dinov2Encoder, Encoder, EvaluatorEncoder, InceptionEncoder
 from evaluation.metrics.figures import alignment, clip_score, diversity, frechet_distance, precision_recall_coverage
 from evaluation.metrics.references import read_images
 from evaluation.runs.run import Run
@@ -93,7 +93,9 @@ class References:
     def __call__(self, size: tuple[int, int]) -> dict[str, Tensor]:
         """Features by encoder, of images cut and resized to `size`."""
         if size not in self.seen:
-            self.seen[size] = extract_features(self.encoders, read_images(self.files, size), len(self.files), self.batch_size)
+            self.seen[size] = extract_features(
+                self.encoders, read_images(self.files, size), len(self.files), self.batch_size
+            )
         return self.seen[size]
 
 

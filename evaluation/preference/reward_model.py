@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.metrics.encoders import ClipEncoder
 from evaluation.generation.generate_run import batches
+from evaluation.metrics.encoders import ClipEncoder
 from evaluation.preference.store import Store
 from evaluation.runs.run import Run
 

@@ -18,8 +18,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
-from evaluation.reports.page import SHARP_BELOW, render
 from evaluation.preference.store import SIDES, Store
+from evaluation.reports.page import SHARP_BELOW, render
 from evaluation.runs.run import Run
 
 VOTER = re.compile(r"[\w.-]{1,64}")

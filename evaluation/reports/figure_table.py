@@ -152,7 +152,9 @@ def _print_setting(value: Any) -> str:
 def comparison_markdown(rows: list[RunRow]) -> str:
     """The table as Markdown; the best value of every column is bold."""
     head, body = table_cells(rows)
-    lines = [[f"**{escape_markdown(c.text)}**" if c.is_best else escape_markdown(c.text) for c in line] for line in body]
+    lines = [
+        [f"**{escape_markdown(c.text)}**" if c.is_best else escape_markdown(c.text) for c in line] for line in body
+    ]
     return markdown_table(head, lines)
 
 

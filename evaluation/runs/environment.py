@@ -15,7 +15,7 @@ def pick_device(device: str | None) -> str:
 
 
 def describe_environment(device: str) -> dict[str, str | int]:
-    """The processor or accelerator that `device` names, threads, and versions; packages that are absent are left out."""
+    """Processor or accelerator that `device` names, threads, and versions; packages that are absent are left out."""
     return {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "cpu_count": os.cpu_count() or 0,

@@ -99,7 +99,9 @@ class Run:
             write_json(folder / "prompts.json", prompts)
             write_json(folder / MANIFEST, manifest)
         except OSError as error:
-            raise EvaluationError(f"--output_dir {folder}: {error.strerror}; give a folder that can be written.") from error
+            raise EvaluationError(
+                f"--output_dir {folder}: {error.strerror}; give a folder that can be written."
+            ) from error
         return cls(folder, manifest, prompts)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The tiny world as a place to measure in: its held-out captions are drawn, its evaluator judges."""
+"""Measures systems on the tiny world: they draw its held-out captions, and its evaluator judges the images."""
 
 from functools import cached_property
 from pathlib import Path
@@ -9,11 +9,11 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation import tiny_task
+from evaluation.errors import EvaluationError, require_packages
+from evaluation.metrics import Evaluator
 from evaluation.runs.environment import pick_device
-from evaluation.errors import EvaluationError
-from evaluation.metrics.figures import Evaluator
-from evaluation.tiny.systems import Row, System
+from evaluation.tiny import task as tiny_task
+from evaluation.tiny.systems import System, SystemFigures
 from examples.tiny.data import Split, read_split
 
 FILES = (
@@ -27,14 +27,14 @@ FILES = (
 
 
 def check_tiny_dir(folder: Path, flag: str) -> None:
-    """Raises: EvaluationError: no tiny world there."""
+    """Raises: EvaluationError: `folder`, given by `flag`, holds no tiny world."""
     for name in FILES:
         if not (folder / name).exists():
             raise EvaluationError(f"{flag} {folder}: no {name} there; build it with `python -m examples.tiny.build`.")
 
 
 def quiet_libraries() -> None:
-    """No bar for each file that is loaded: they would bury what is measured."""
+    """Hide the progress bars of loading, of which there would be one for every file."""
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
 
@@ -42,13 +42,18 @@ def quiet_libraries() -> None:
 class TinyJudge:
     """Has every system draw the same captions from the same seeds, and measures it as the demo does.
 
-    What it needs is read with the first measurement.
+    Data and evaluator are read at the first measurement.
+
+    Args:
+        tiny_dir: what `python -m examples.tiny.build` built.
+        num_samples: images for Frechet distance and alignment, at least 2.
 
     Raises:
         EvaluationError: no tiny world there, or too few samples.
     """
 
     def __init__(self, tiny_dir: Path, num_samples: int):
+        require_packages("torchmetrics")
         check_tiny_dir(tiny_dir, "--tiny_dir")
         if num_samples < 2:
             raise EvaluationError(f"--num_samples {num_samples}: a covariance needs at least 2.")
@@ -76,17 +81,17 @@ class TinyJudge:
         return tiny_task.make_task(test, shown, self._evaluator.model.config.label2id, self.num_samples, seed=0)
 
     @cached_property
-    def _real(self) -> tuple[Row, Tensor]:
+    def _real(self) -> tuple[SystemFigures, Tensor]:
         return tiny_task.measure_real(self._evaluator, *self._splits, self._task, seed=0)
 
     @property
-    def floor(self) -> Row:
+    def floor(self) -> SystemFigures:
         """Training images against the held-out ones."""
         return self._real[0]
 
-    def measure(self, pipeline: DiffusionPipeline, system: System) -> Row:
+    def measure_system(self, pipeline: DiffusionPipeline, system: System) -> SystemFigures:
         """Measure one system; moves `pipeline` to the device."""
         pipeline.to(self.device).set_progress_bar_config(disable=True)
         total = system.network_calls * len(self._task.prompts)
         with tqdm(total=total, unit="call", unit_scale=True, leave=False) as progress:
-            return tiny_task.measure(pipeline, system, self._task, self._evaluator, self._real[1], progress)[0]
+            return tiny_task.measure_system(pipeline, system, self._task, self._evaluator, self._real[1], progress)[0]

@@ -1,4 +1,4 @@
-"""What is measured on the tiny world: a system, and its figures."""
+"""The systems that are measured on the tiny world, and their figures."""
 
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Row(System):
+class SystemFigures(System):
     """What was measured of one system.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Draw with one system after another, all by the same captions and seeds, and measure what comes."""
+"""Draws with one system after another, by the same captions and seeds, and measures the images."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.metrics.figures import Evaluator, alignment, diversity, frechet_distance
 from evaluation.generation.sampling import sample, seconds_per_image
-from evaluation.tiny.systems import Row, System
+from evaluation.metrics.figures import Evaluator, alignment, diversity, frechet_distance
+from evaluation.tiny.systems import System, SystemFigures
 from examples.tiny.data import Split
 
 BATCH_SIZE = 64
@@ -21,7 +21,7 @@ REAL = System("real", steps=None, guidance=None)
 
 @dataclass(frozen=True)
 class Task:
-    """What every system is asked to draw.
+    """The prompts that every system draws.
 
     Attributes:
         prompts: `num_samples` for Frechet distance and alignment, then each of `captions` `NOISES` times.
@@ -61,26 +61,30 @@ def to_unit(pixels: Tensor) -> Tensor:
     return pixels / 2 + 0.5
 
 
-def look(evaluator: Evaluator, images: Tensor) -> tuple[Tensor, Tensor]:
+def extract_features(evaluator: Evaluator, images: Tensor) -> tuple[Tensor, Tensor]:
     """Features `(N, D)` and logits `(N, K)` of images `(N, 3, H, W)` in [0, 1], on the CPU."""
     device = evaluator.image_mean.device
     features, logits = zip(*(evaluator(batch.to(device)) for batch in images.split(BATCH_SIZE)))
     return torch.cat(features).cpu(), torch.cat(logits).cpu()
 
 
-def measure_real(evaluator: Evaluator, train: Split, test: Split, task: Task, seed: int) -> tuple[Row, Tensor]:
+def measure_real(
+    evaluator: Evaluator, train: Split, test: Split, task: Task, seed: int
+) -> tuple[SystemFigures, Tensor]:
     """The floor: as many training images as samples against the held-out ones. Returns its row and held-out features.
 
     Alignment is the evaluator's accuracy on held-out images; diversity is that of all images with one of
     `task.captions`, and None where each is the caption of one image only.
     """
-    (train_features, _), (test_features, logits) = (look(evaluator, to_unit(split.pixels)) for split in (train, test))
+    (train_features, _), (test_features, logits) = (
+        extract_features(evaluator, to_unit(split.pixels)) for split in (train, test)
+    )
     drawn = torch.randperm(len(train_features), generator=torch.Generator().manual_seed(seed))[: len(task.labels)]
     index = {caption: i for i, caption in enumerate(task.captions)}
     groups = torch.tensor([index.get(caption, -1) for caption in train.captions + test.captions])
     shown, groups = torch.cat([train_features, test_features])[groups >= 0], groups[groups >= 0]
     labels = torch.tensor([evaluator.model.config.label2id[label] for label in test.labels])
-    row = Row(
+    row = SystemFigures(
         **vars(REAL),
         fd=frechet_distance(test_features, train_features[drawn]),
         alignment=alignment(logits, labels),
@@ -90,9 +94,9 @@ def measure_real(evaluator: Evaluator, train: Split, test: Split, task: Task, se
     return row, test_features
 
 
-def measure(
+def measure_system(
     pipeline: DiffusionPipeline, system: System, task: Task, evaluator: Evaluator, real: Tensor, progress: tqdm
-) -> tuple[Row, Tensor]:
+) -> tuple[SystemFigures, Tensor]:
     """Measure one system against held-out features `real`. Returns its row and its `(captions, NOISES, 3, H, W)`."""
     settings = {"num_inference_steps": system.steps, "guidance_scale": system.guidance}
     progress.set_description(str(system))
@@ -101,9 +105,9 @@ def measure(
         batches.append(batch)
         progress.update(len(batch) * system.network_calls)
     images = torch.cat(batches)
-    features, logits = look(evaluator, images)
+    features, logits = extract_features(evaluator, images)
     count = len(task.labels)
-    row = Row(
+    row = SystemFigures(
         **vars(system),
         fd=frechet_distance(real, features[:count]),
         alignment=alignment(logits[:count], task.labels),
