@@ -140,8 +140,8 @@ def run_ablations(args: argparse.Namespace, words: Sequence[str]) -> None:
     print(page)
     if failed:
         raise FailedRunsError(
-            f"{len(failed)} of {len(jobs)} runs failed ({'; '.join(failed)}); {out / 'ablations.md'} says why. The same "
-            "command tries them again."
+            f"{len(failed)} of {len(jobs)} runs failed ({'; '.join(failed)}); {out / 'ablations.md'} says why. The "
+            "same command tries them again."
         )
 
 

@@ -61,7 +61,7 @@ def _choose_axes(axis: plt.Axes, points: list[tuple[float, float]], is_share: bo
         axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.margins(**MARGINS)
-    axis.yaxis.set_major_locator(MaxNLocator(5))
+    axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     if is_share:
         low, high = min(values), max(values)
         space = max(MARGINS["y"] * (high - low), 0.02)

@@ -10,16 +10,17 @@ import train_add
 import train_add_sdxl
 from discriminator import FeatureNetwork
 from evaluation import __main__ as evaluation_command
-from evaluation import tiny_task
 from evaluation.ablations import __main__ as ablations
 from evaluation.ablations import stand_ins
 from evaluation.ablations.findings import OPEN
-from evaluation.ablations.report import judge, markdown, table
-from evaluation.ablations.run import plan, read_figures, run_jobs
+from evaluation.ablations.recipe import DEFAULT_RECIPE, merge_flags, read_recipe
+from evaluation.ablations.report import ablation_table, ablations_markdown, judge_findings
+from evaluation.ablations.run import plan_jobs, read_figures, run_jobs
 from evaluation.ablations.tables import TABLES
 from evaluation.ablations.worlds import RealWorld, TinyWorld, missing_for
 from evaluation.errors import EvaluationError
-from evaluation.ablations.recipe import DEFAULT_RECIPE, merge_flags, read_recipe
+from evaluation.tiny import task as tiny_task
+from tests.evaluation.commands import exit_status
 from tests.evaluation.tiny_folder import make_tiny_dir
 from training.loop import Trainer
 from training.options.arguments import make_parser
@@ -61,7 +62,7 @@ class Here:
                 SCRIPTS[command[1]](command[2:])
             else:
                 assert command[:3] == ["python", "-m", "evaluation"]
-                assert evaluation_command.main(command[3:]) == 0
+                assert exit_status(evaluation_command.main, command[3:]) == 0
 
         return launch
 
@@ -77,7 +78,7 @@ def test_every_row_is_a_command_that_the_script_takes(tiny, tiny_sdxl, tmp_path,
     if missing_for(world, row):
         assert row.run in ("features-dinov1-s", "features-dinov2-l")
         world = RealWorld(str(tiny), str(tiny_sdxl), tiny, tiny)
-    (job,) = plan([row], world, [3], read_recipe(DEFAULT_RECIPE), 5, tmp_path, ["python"])
+    (job,) = plan_jobs([row], world, [3], read_recipe(DEFAULT_RECIPE), 5, tmp_path, ["python"])
     command = list(job.command)
     assert command[:2] == ["python", row.script]
     assert not [word for word in command if word.startswith("{")]
@@ -93,7 +94,7 @@ def test_every_row_is_a_command_that_the_script_takes(tiny, tiny_sdxl, tmp_path,
 def test_no_two_runs_are_one_training(tiny, tiny_sdxl, tmp_path):
     """Rows of one run are the same training; different runs differ in more than their folder."""
     world = TinyWorld(tiny, tiny_sdxl, tmp_path)
-    jobs = plan(ROWS, world, [0, 1], read_recipe(DEFAULT_RECIPE), 5, tmp_path, ["python"])
+    jobs = plan_jobs(ROWS, world, [0, 1], read_recipe(DEFAULT_RECIPE), 5, tmp_path, ["python"])
     assert len({(job.row.run, job.seed) for job in jobs}) == len(jobs) == 2 * (len({row.run for row in ROWS}) - 2)
     trainings = {tuple(word for word in job.command if str(tmp_path / "runs") not in word) for job in jobs}
     assert len(trainings) == len(jobs)
@@ -118,7 +119,7 @@ def test_rows_are_trained_measured_kept_and_reported(tiny, tmp_path, capsys):
     """Two rows, one of which fails at first: the other goes on, the next call runs the failed one alone."""
     world = TinyWorld(tiny, None, tmp_path / "stand_ins", num_samples=8)
     rows = by_run("default", "loss-adversarial")
-    jobs = plan(rows, world, [0], RECIPE, 2, tmp_path, ["python"])
+    jobs = plan_jobs(rows, world, [0], RECIPE, 2, tmp_path, ["python"])
 
     def broken(log):
         def launch(command):
@@ -143,18 +144,18 @@ def test_rows_are_trained_measured_kept_and_reported(tiny, tmp_path, capsys):
     figures = [read_figures(job.folder) for job in jobs]
     assert [sorted(found) for found in figures] == [[1, 2, 4], [1, 2, 4]]
     assert figures[0][1]["distance"] != figures[1][1]["distance"]
-    results = ablations.collect(jobs)
+    results = ablations.collect_results(jobs)
     facts = {"command": "C", "preparations": [], "environment": {"torch": "x"}}
-    page = markdown(["d"], world, jobs, results, {}, None, facts)
+    page = ablations_markdown(["d"], world, jobs, results, {}, None, facts)
     assert f"| adv | {figures[1][1]['distance']:.2f} | {figures[1][1]['agreement']:.3f} |" in page
     assert "| 1 | 20.8 | 0.315 |" in page
     assert f"| adv | 4 | {figures[1][4]['distance']:.2f} | {figures[1][4]['agreement']:.3f} |" in page
     assert f"| **default** | 2 | {figures[0][2]['distance']:.2f} |" in page
     assert "(not run) | 315.6 | 0.076 |" in page
     assert all(" ".join(job.command) in page for job in jobs)
-    assert {entry["verdict"] for entry in judge(["d"], results)} == {OPEN}  # of one seed nothing follows
+    assert {entry["verdict"] for entry in judge_findings(["d"], results)} == {OPEN}  # of one seed nothing follows
     with pytest.raises(EvaluationError, match=r"There: .*2.*; now: .*3"):
-        run_jobs(plan(rows, world, [0], RECIPE, 3, tmp_path, ["python"]), world, launch_for)
+        run_jobs(plan_jobs(rows, world, [0], RECIPE, 3, tmp_path, ["python"]), world, launch_for)
     other = TinyWorld(tiny, None, tmp_path / "stand_ins", num_samples=6)
     with pytest.raises(EvaluationError, match="now: 6"):
         run_jobs(jobs, other, launch_for)
@@ -164,7 +165,7 @@ def test_rows_are_trained_measured_kept_and_reported(tiny, tmp_path, capsys):
 def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, monkeypatch):
     """Stopped in the third of three iterations: the next call does that one alone."""
     world = TinyWorld(tiny, None, tmp_path / "stand_ins", num_samples=8)
-    jobs = plan(by_run("loss-adversarial"), world, [0], RECIPE, 3, tmp_path, ["python"])
+    jobs = plan_jobs(by_run("loss-adversarial"), world, [0], RECIPE, 3, tmp_path, ["python"])
     iterate, seen = Trainer._iteration, []
 
     def iteration(self, window):
@@ -185,7 +186,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, monkeypat
 def test_a_student_of_sdxl_with_a_teacher_of_another_space(tiny, tiny_sdxl, tmp_path):
     """Table 1e's furthest row, trained by the other script and drawn with by the other pipeline."""
     world = TinyWorld(tiny, tiny_sdxl, tmp_path / "stand_ins", num_samples=8)
-    jobs = plan(by_run("teacher-sdxl-of-sd"), world, [0], RECIPE, 1, tmp_path, ["python"])
+    jobs = plan_jobs(by_run("teacher-sdxl-of-sd"), world, [0], RECIPE, 1, tmp_path, ["python"])
     assert run_jobs(jobs, world, Here()) == {}
     assert read_figures(jobs[0].folder)[1]["distance"] > 0
     index = json.loads((jobs[0].student / "model_index.json").read_text())
@@ -200,7 +201,7 @@ def test_real_models_are_measured_by_the_evaluation_commands(tiny, tmp_path):
               "--discriminator_feature_model", str(tiny / "feature_network"), "--discriminator_text_model", "none",
               "--discriminator_image_model", "none"]  # fmt: skip
     rows = by_run("loss-sds", "teacher-sd-of-sdxl")
-    jobs = plan(rows, world, [0], recipe, 1, tmp_path, ["python"])
+    jobs = plan_jobs(rows, world, [0], recipe, 1, tmp_path, ["python"])
     assert [job.row.run for job in jobs] == ["loss-sds"]
     launch_for = Here()
     assert run_jobs(jobs, world, launch_for) == {}
@@ -211,7 +212,7 @@ def test_real_models_are_measured_by_the_evaluation_commands(tiny, tmp_path):
     figures = read_figures(jobs[0].folder)[1]
     measured = json.loads((jobs[0].folder / "images-1/metrics.json").read_text())["figures"]
     assert figures == {"distance": measured["fd_evaluator"]["value"], "agreement": measured["alignment"]["value"]}
-    assert "(no --base_xl)" in table("e", world, {})
+    assert "(no --base_xl)" in ablation_table("e", world, {})
 
 
 def test_stand_ins_are_feature_networks(tiny, tmp_path):
@@ -239,12 +240,16 @@ def flags(tiny, out, *extra):
     return [str(word) for word in ("--table", "c", "--tiny_dir", tiny, "--output_dir", out, *extra)]
 
 
-def test_a_dry_run_prints_commands_and_makes_nothing(tiny, tmp_path, capsys):
+def test_a_dry_run_names_rows_prints_commands_and_makes_nothing(tiny, tmp_path, capsys):
     out = tmp_path / "out"
-    assert ablations.main(flags(tiny, out, "--dry_run", "--launcher", "accelerate launch", "--seeds", "5")) == 0
+    assert (
+        exit_status(ablations.main, flags(tiny, out, "--dry_run", "--launcher", "accelerate launch", "--seeds", "5"))
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in lines] == [["accelerate", "launch", "train_add.py"]] * 2
-    assert "--student_init random" in lines[0]
+    assert lines[::2] == ["# table c: random; seed 5", "# table c: pretrained; seed 5"]
+    assert [line.split()[:3] for line in lines[1::2]] == [["accelerate", "launch", "train_add.py"]] * 2
+    assert "--student_init random" in lines[1]
     assert not out.exists()
 
 
@@ -262,7 +267,7 @@ def test_a_dry_run_prints_commands_and_makes_nothing(tiny, tmp_path, capsys):
     ],
 )
 def test_refuses_what_cannot_work(tiny, tmp_path, extra, message, capsys):
-    assert ablations.main(flags(tiny, tmp_path / "out", *extra)) == 2
+    assert exit_status(ablations.main, flags(tiny, tmp_path / "out", *extra)) == 2
     assert message in capsys.readouterr().err
 
 
@@ -273,7 +278,7 @@ def test_refuses_what_cannot_work(tiny, tmp_path, extra, message, capsys):
 def test_a_real_base_needs_its_own_recipe_and_prompts(tmp_path, monkeypatch, extra, message, capsys):
     monkeypatch.setattr(ablations, "read_recipe", lambda path: RECIPE)
     command = ["--table", "b", "--base", "model", "--output_dir", str(tmp_path), *extra]
-    assert ablations.main(command) == 2
+    assert exit_status(ablations.main, command) == 2
     assert message in capsys.readouterr().err
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler, StableDiffusionPipeline
 
-from evaluation import lcm
+from evaluation.comparison import distil_lcm as lcm
 from evaluation.comparison.consistency import Consistency
+from tests.evaluation.commands import exit_status
 from tests.evaluation.tiny_folder import make_tiny_dir
 
 SHAPE = (3, 4, 8, 8)
@@ -126,7 +127,7 @@ def test_the_average_follows_the_student():
     """0.75 of itself and 0.25 of the student."""
     average, student = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     before = average.weight.item()
-    lcm.update(average, student, 0.75)
+    lcm.update_average(average, student, 0.75)
     assert average.weight.item() == pytest.approx(0.75 * before + 0.25 * student.weight.item())
 
 
@@ -135,7 +136,7 @@ def test_publishes_a_stock_repo(world, tmp_path):
     tiny, out = make_tiny_dir(world, tmp_path / "tiny"), tmp_path / "lcm"
     before = (tiny / "teacher/unet/diffusion_pytorch_model.safetensors").read_bytes()
     flags = ["--tiny_dir", str(tiny), "--output_dir", str(out), "--updates", "2", "--batch_size", "4"]
-    assert lcm.main([*flags, "--learning_rate", "1e-2", "--ema_decay", "0"]) == 0
+    assert exit_status(lcm.main, [*flags, "--learning_rate", "1e-2", "--ema_decay", "0"]) == 0
     assert (tiny / "teacher/unet/diffusion_pytorch_model.safetensors").read_bytes() == before
     assert json.loads((out / "lcm.json").read_text())["command"].startswith("python -m evaluation.lcm --tiny_dir")
     pipeline = StableDiffusionPipeline.from_pretrained(out)
@@ -154,11 +155,13 @@ def test_publishes_a_stock_repo(world, tmp_path):
     ("extra", "message"),
     [
         (("--tiny_dir", "nowhere"), "--tiny_dir nowhere: no data/train/metadata.jsonl there"),
-        (("--updates", "0"), "--updates 0: 1 or more"),
+        (("--updates", "0"), "--updates 0: give 1 or more"),
         (("--guidance_scale", "0"), "--guidance_scale 0.0"),
     ],
 )
 def test_refuses_what_cannot_work(world, tmp_path, extra, message, capsys):
     tiny = make_tiny_dir(world, tmp_path / "tiny")
-    assert lcm.main(["--tiny_dir", str(tiny), "--output_dir", str(tmp_path), "--updates", "1", *extra]) == 2
+    assert (
+        exit_status(lcm.main, ["--tiny_dir", str(tiny), "--output_dir", str(tmp_path), "--updates", "1", *extra]) == 2
+    )
     assert message in capsys.readouterr().err

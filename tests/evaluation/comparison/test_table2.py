@@ -6,10 +6,14 @@ import shutil
 import pytest
 from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 
-from evaluation import comparison, lcm, tiny_task
+from evaluation.comparison import __main__ as comparison
+from evaluation.comparison import distil_lcm as lcm
+from evaluation.comparison import table2
 from evaluation.errors import EvaluationError
-from evaluation.tiny.systems import Row
+from evaluation.tiny import task as tiny_task
+from evaluation.tiny.systems import SystemFigures
 from pipelines import student_scheduler
+from tests.evaluation.commands import exit_status
 from tests.evaluation.tiny_folder import make_tiny_dir
 
 
@@ -32,13 +36,13 @@ def flags(folders, *extra):
 
 
 def resolved(folders, *extra):
-    args = comparison.make_parser().parse_args(flags(folders, *extra))
-    comparison.resolve(args)
+    args = comparison.make_comparison_parser().parse_args(flags(folders, *extra))
+    comparison.complete_arguments(args)
     return args
 
 
 def row(name, steps, fd, guidance=0.0):
-    return Row(name, steps, guidance, fd, 0.9, 2.0, 0.1)
+    return SystemFigures(name, steps, guidance, fd, 0.9, 2.0, 0.1)
 
 
 def test_lcm_gets_what_the_student_got(folders):
@@ -47,7 +51,7 @@ def test_lcm_gets_what_the_student_got(folders):
     assert (words[words.index("--updates") + 1], words[words.index("--batch_size") + 1]) == ("2", "4")
     words = comparison.lcm_command(resolved(folders, "--updates", 7))
     assert (words[words.index("--updates") + 1], words[words.index("--batch_size") + 1]) == ("7", "4")
-    assert lcm.make_parser().parse_args(words[3:]).guidance_scale == 2.0
+    assert lcm.make_lcm_parser().parse_args(words[3:]).guidance_scale == 2.0
 
 
 def test_claims_compare_one_step_with_the_best_of_the_others():
@@ -57,7 +61,9 @@ def test_claims_compare_one_step_with_the_best_of_the_others():
         row("teacher, DPM-Solver++", 8, 8.0, 1.0), row("LCM", 1, 16.0), row("LCM", 4, 4.0), row("ADD", 1, 4.0),
         row("ADD", 4, 1.0),
     ]  # fmt: skip
-    judged = [(claim["claim"].partition("than ")[2], claim["met"], claim["ratio"]) for claim in comparison.claims(rows)]
+    judged = [
+        (claim["claim"].partition("than ")[2], claim["met"], claim["ratio"]) for claim in table2.check_claims(rows)
+    ]
     assert judged == [
         ("LCM, 1 step", True, 0.25),
         ("LCM, 4 steps", False, 1.0),
@@ -68,11 +74,11 @@ def test_claims_compare_one_step_with_the_best_of_the_others():
 
 def test_samplers_are_those_that_are_named(folders):
     paths = {"teacher": folders / "tiny/teacher", "add": folders / "student"}
-    lines = {entry.name: entry for entry in comparison.entries(2.0)}
-    solver = comparison.load(lines["teacher, DPM-Solver++"], paths).scheduler
+    lines = {entry.name: entry for entry in table2.table_entries(2.0)}
+    solver = table2.load_entry(lines["teacher, DPM-Solver++"], paths).scheduler
     assert isinstance(solver, DPMSolverMultistepScheduler)
     assert solver.config.algorithm_type == "dpmsolver++"
-    released = comparison.load(lines["ADD, released sampler"], paths).scheduler
+    released = table2.load_entry(lines["ADD, released sampler"], paths).scheduler
     assert isinstance(released, EulerAncestralDiscreteScheduler)
     released.set_timesteps(4)
     assert released.timesteps.tolist() == [999, 749, 499, 249]
@@ -87,10 +93,10 @@ def test_everybody_is_measured_alike(folders, monkeypatch, capsys):
 
     def run(words):
         launched.append(words[1:])
-        return type("Done", (), {"returncode": lcm.main(words[3:])})
+        return type("Done", (), {"returncode": exit_status(lcm.main, words[3:])})
 
     monkeypatch.setattr(comparison.subprocess, "run", run)
-    assert comparison.main(flags(folders, "--num_samples", 4, "--commands", "make demo")) == 0
+    assert exit_status(comparison.main, flags(folders, "--num_samples", 4, "--commands", "make demo")) == 0
     content = json.loads((folders / "out/comparison.json").read_text())
     assert (content["updates"], content["batch_size"], content["commands"][0]) == (2, 4, "make demo")
     lines = {(line["name"], line["steps"], line["guidance"]): line for line in content["systems"]}
@@ -105,10 +111,10 @@ def test_everybody_is_measured_alike(folders, monkeypatch, capsys):
     assert "| 0.2500 | 19.7, 0.326, 0.09 |" in page
     assert all(claim["claim"] in page for claim in content["claims"])
     assert page in capsys.readouterr().out
-    comparison.distil(comparison.lcm_command(resolved(folders)), folders / "out/lcm")
+    comparison.launch_lcm(comparison.lcm_command(resolved(folders)), folders / "out/lcm")
     assert len(launched) == 1  # kept
     with pytest.raises(EvaluationError, match="was made by `python"):
-        comparison.distil(comparison.lcm_command(resolved(folders, "--updates", 3)), folders / "out/lcm")
+        comparison.launch_lcm(comparison.lcm_command(resolved(folders, "--updates", 3)), folders / "out/lcm")
 
 
 @pytest.mark.parametrize(
@@ -121,12 +127,12 @@ def test_everybody_is_measured_alike(folders, monkeypatch, capsys):
     ],
 )
 def test_refuses_what_cannot_be_compared(folders, extra, message, capsys):
-    assert comparison.main(flags(folders, *extra)) == 2
+    assert exit_status(comparison.main, flags(folders, *extra)) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_student_of_unknown_training_needs_to_be_told(folders, tmp_path, capsys):
     shutil.copytree(folders / "student", tmp_path / "student")
     (tmp_path / "student/add_run.json").unlink()
-    assert comparison.main(flags(folders, "--add_student", tmp_path / "student")) == 2
+    assert exit_status(comparison.main, flags(folders, "--add_student", tmp_path / "student")) == 2
     assert "--updates: " in capsys.readouterr().err

@@ -12,12 +12,19 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
-from evaluation import loading
 from evaluation.errors import EvaluationError
-from evaluation.generation.generate_run import batches, downsample, draw, generate, measure_speed
+from evaluation.generation import loading
+from evaluation.generation.generate_run import (
+    draw_images,
+    draw_missing,
+    measure_speed,
+    reduce_image,
+    split_batches,
+)
 from evaluation.generation.loading import PipelineSpec, load_pipeline
 from evaluation.runs.run import Run, plan_shots
 from tests.evaluation.run_folders import PROMPTS
@@ -50,12 +57,12 @@ class DiesAfter:
 def test_resumed_is_uninterrupted(tmp_path, pipeline):
     """Killed in its second batch and resumed with other batches: the images of one go, and none is drawn twice."""
     whole, broken = start(tmp_path / "whole"), start(tmp_path / "broken")
-    generate(pipeline, whole, batch_size=5, resolution=512, call=CALL)
+    draw_missing(pipeline, whole, batch_size=5, resolution=512, call=CALL)
     with pytest.raises(KeyboardInterrupt):
-        generate(DiesAfter(pipeline, 1), broken, batch_size=2, resolution=512, call=CALL)
+        draw_missing(DiesAfter(pipeline, 1), broken, batch_size=2, resolution=512, call=CALL)
     assert broken.missing() == broken.shots[2:]
     first = broken.path(broken.shots[0]).stat().st_mtime_ns
-    generate(pipeline, broken, batch_size=3, resolution=512, call=CALL)
+    draw_missing(pipeline, broken, batch_size=3, resolution=512, call=CALL)
     assert broken.path(broken.shots[0]).stat().st_mtime_ns == first
     for shot in whole.shots:
         difference = np.asarray(whole.load(shot), int) - np.asarray(broken.load(shot), int)
@@ -64,15 +71,35 @@ def test_resumed_is_uninterrupted(tmp_path, pipeline):
 
 def test_an_image_is_the_pipelines_own_for_that_seed(tmp_path, pipeline):
     run = start(tmp_path / "r")
-    generate(pipeline, run, batch_size=1, resolution=512, call=CALL)
+    draw_missing(pipeline, run, batch_size=1, resolution=512, call=CALL)
     own = pipeline(PROMPTS[2], generator=torch.Generator().manual_seed(3 + 2), **CALL).images[0]
     assert run.load(run.shots[2]).tobytes() == own.tobytes()
 
 
+def test_the_trained_size_is_drawn_and_recorded(tmp_path, world, pipeline):
+    """The UNet's own sample size times the VAE's factor, whatever --resolution reduces it to; --height wins over it."""
+    factor = pipeline.vae_scale_factor
+    trained = StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False)
+    trained.set_progress_bar_config(disable=True)
+    trained.unet = UNet2DConditionModel.from_config({**pipeline.unet.config, "sample_size": 24})
+    run = start(tmp_path / "own")
+    draw_missing(trained, run, batch_size=5, resolution=32, call=CALL)
+    assert Run.open(run.folder).drawn_size == (24 * factor, 24 * factor)
+    assert run.saved_size == (32, 32)
+    run = start(tmp_path / "given")
+    draw_missing(trained, run, batch_size=5, resolution=512, call=CALL | {"height": 16, "width": 32})
+    assert run.drawn_size == run.saved_size == (32, 16)
+
+
+def test_what_a_pipeline_refuses_is_one_line(pipeline):
+    with pytest.raises(EvaluationError, match="StableDiffusionPipeline cannot be called with .*17"):
+        draw_images(pipeline, plan_shots(["a"], 1, 0), CALL | {"height": 17})
+
+
 def test_large_images_are_reduced_and_small_ones_left():
-    assert downsample(Image.new("RGB", (1024, 1024)), 512).size == (512, 512)
-    assert downsample(Image.new("RGB", (1536, 1024)), 512).size == (768, 512)
-    assert downsample(Image.new("RGB", (64, 64)), 512).size == (64, 64)
+    assert reduce_image(Image.new("RGB", (1024, 1024)), 512).size == (512, 512)
+    assert reduce_image(Image.new("RGB", (1536, 1024)), 512).size == (768, 512)
+    assert reduce_image(Image.new("RGB", (64, 64)), 512).size == (64, 64)
 
 
 def test_a_batch_of_one_needs_no_list_of_generators():
@@ -82,7 +109,7 @@ def test_a_batch_of_one_needs_no_list_of_generators():
         assert isinstance(generator, torch.Generator)
         return SimpleNamespace(images=[Image.effect_noise((8, 8), 50)])
 
-    assert len(draw(single, plan_shots(["a"], 1, 0), {})) == 1
+    assert len(draw_images(single, plan_shots(["a"], 1, 0), {})) == 1
 
 
 def test_black_images_are_refused():
@@ -92,12 +119,12 @@ def test_black_images_are_refused():
         return SimpleNamespace(images=[Image.effect_noise((8, 8), 50), Image.new("RGB", (8, 8))])
 
     with pytest.raises(EvaluationError, match=r"'b' \(seed 1\).*--no_safety_checker"):
-        draw(black, plan_shots(["a", "b"], 1, 0), {})
+        draw_images(black, plan_shots(["a", "b"], 1, 0), {})
 
 
 def test_batches_cut_to_the_last_one():
     shots = plan_shots(list("abcde"), 1, 0)
-    assert [len(batch) for batch in batches(shots, 2)] == [2, 2, 1]
+    assert [len(batch) for batch in split_batches(shots, 2)] == [2, 2, 1]
 
 
 def test_speed_has_its_definitions(pipeline):
@@ -146,7 +173,8 @@ def test_lora_weights_change_the_image(tmp_path, world, pipeline):
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(trained.unet))
     loaded = load_pipeline(PipelineSpec(str(world / "teacher"), lora_weights=str(tmp_path)), "cpu")
     images = [
-        draw(each, plan_shots(["a handwritten one"], 1, 0), CALL)[0].tobytes() for each in (trained, loaded, pipeline)
+        draw_images(each, plan_shots(["a handwritten one"], 1, 0), CALL)[0].tobytes()
+        for each in (trained, loaded, pipeline)
     ]
     assert images[0] == images[1] != images[2]
 
@@ -163,10 +191,21 @@ def test_the_safety_checker_goes_only_when_asked(monkeypatch, keep):
     ("spec", "message"),
     [
         ({"model": "/no/such"}, r"--model /no/such: no model_index\.json"),
+        ({"model": "{adapter}"}, "holds an adapter alone; give its base as --model"),
         ({"model": "a/b", "scheduler": "DDIM"}, "--scheduler DDIM: a class"),
         ({"model": "a/b", "scheduler": "NoSuchScheduler"}, "NoSuchScheduler: diffusers .* no such class"),
     ],
 )
-def test_wrong_flags_are_refused_before_loading(spec, message):
+def test_wrong_flags_are_refused_before_loading(spec, message, tmp_path):
+    (tmp_path / "pytorch_lora_weights.safetensors").touch()
+    spec = spec | {"model": spec["model"].format(adapter=tmp_path)}
     with pytest.raises(EvaluationError, match=message):
         PipelineSpec(**spec)
+
+
+def test_a_hub_id_without_network_says_so(monkeypatch):
+    """Not that some `model_index.json` is missing."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(EvaluationError, match=r"--model no/such: .*HF_HUB_OFFLINE is set") as found:
+        load_pipeline(PipelineSpec("no/such"), "cpu")
+    assert "model_index.json" not in str(found.value)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 
-from evaluation import sample, sampling, seconds_per_image
+from evaluation import sample, seconds_per_image
+from evaluation.generation import sampling
 from examples.tiny.models import make_clip, make_tokenizer, make_unet, make_vae
 
 PROMPTS = ["a one", "a two", "a three", "a one", "a two"]

@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import BitImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer, Dinov2Model
 
 from evaluation import metrics
-from evaluation.metrics.encoders import ClipEncoder, Dinov2Encoder, InceptionEncoder, EvaluatorEncoder, to_bytes
 from evaluation.errors import EvaluationError
+from evaluation.metrics.encoders import ClipEncoder, Dinov2Encoder, EvaluatorEncoder, InceptionEncoder, to_bytes
 from examples.tiny import models
 
 has_torch_fidelity = importlib.util.find_spec("torch_fidelity") is not None

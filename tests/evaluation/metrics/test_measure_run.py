@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from evaluation.errors import EvaluationError
-from evaluation.metrics.measure_run import References, check_metrics, load_observers, measure_run, named_labels
 from evaluation.metrics.figures import precision_recall_coverage
+from evaluation.metrics.measure_run import References, check_metrics, load_observers, measure_run, named_labels
 from evaluation.metrics.references import find_images, read_images
 from tests.evaluation.run_folders import PROMPTS, make_run
 

@@ -1,6 +1,7 @@
 """The comparison: figures as measured, refused where they do not compare, one page with nothing outside it."""
 
 import base64
+import html
 import io
 import json
 import re
@@ -8,10 +9,12 @@ import re
 import pytest
 from PIL import Image
 
-from evaluation.reports.compare_runs import collect, grid, markdown, plot, write_comparison
 from evaluation.errors import EvaluationError
+from evaluation.reports.compare_runs import choose_images, write_comparison
+from evaluation.reports.figure_table import card_figures, collect_rows, comparison_markdown
 from evaluation.reports.page import SHOWN, as_data_uri
-from evaluation.runs.run import write_json
+from evaluation.reports.quality_plot import draw_quality_plots
+from evaluation.runs.files import write_json
 from tests.evaluation.run_folders import PROMPTS, make_run
 
 FACTS = {"command": "python -m evaluation compare", "environment": {"torch": "2"}}
@@ -38,9 +41,9 @@ def runs(tmp_path):
 def test_table_has_what_the_runs_have(runs):
     """Paper's Table 2 in small; ELO from a study joins in, and what is not known is a dash."""
     elo = {"definition": "elo", "elo": {"fast": {"mean": 1010.4}}}
-    lines = markdown(collect(runs, elo)).splitlines()
+    lines = comparison_markdown(collect_rows(runs, elo)).splitlines()
     assert lines[0] == "| run | steps | guidance | FID ↓ | ELO ↑ | s / image ↓ |"
-    assert lines[2:] == ["| slow | 25 | 7.5 | 20.10 | - | 0.88 |", "| fast | - | - | 19.70 | 1010 | 0.09 |"]
+    assert lines[2:] == ["| slow | 25 | 7.5 | 20.10 | - | 0.88 |", "| fast | - | - | **19.70** | 1010 | **0.09** |"]
 
 
 @pytest.mark.parametrize("change", [{"n": 7}, {"n_reference": 29}, {"reference": "train"}, {"definition": "other"}])
@@ -49,25 +52,93 @@ def test_figures_measured_differently_are_refused(runs, change):
     measured["figures"]["fid"] |= change
     write_json(runs[1].folder / "metrics.json", measured)
     with pytest.raises(EvaluationError, match="fid was measured in different ways"):
-        collect(runs, None)
+        collect_rows(runs, None)
 
 
-def test_plot_needs_speed_and_quality(runs, tmp_path):
-    rows = collect(runs, None)
-    svg = plot(rows)
+def test_plots_need_speed_and_quality(runs, tmp_path):
+    (svg,) = draw_quality_plots(collect_rows(runs, None)).values()
     assert svg.startswith("<svg")
     assert all(text in svg for text in ("slow", "fast", "FID", "seconds per image"))
-    assert plot(collect([measured_run(tmp_path / "untimed", 90, 3.0)], None)) is None
+    assert draw_quality_plots(collect_rows([measured_run(tmp_path / "untimed", 90, 3.0)], None)) == {}
+
+
+@pytest.mark.parametrize("name", ["$x^{$", "a_b $\\alpha$", "<b>&"])
+def test_names_are_plain_text_in_plot_and_table(tmp_path, name):
+    """Neither mathematics of matplotlib, nor Markdown, nor HTML."""
+    runs = [measured_run(tmp_path / "a", 60, 2.0, 0.5, name=name), measured_run(tmp_path / "b", 90, 3.0, 0.1)]
+    rows = collect_rows(runs, None)
+    (svg,) = draw_quality_plots(rows).values()
+    assert f">{html.escape(name, quote=False)}</text>" in svg
+    cell = comparison_markdown(rows).splitlines()[2].split(" | ")[0].removeprefix("| ")
+    assert html.unescape(cell.replace("\\\\", "\0").replace("\\", "").replace("\0", "\\")) == name
+    assert "<" not in cell
+    assert not re.search(r"(?<!\\)\$", cell)
+
+
+def shares(svg: str) -> list[float]:
+    """The labels of an axis in percent."""
+    return [float(text) for text in re.findall(r">([\d.]+)%</text>", svg)]
+
+
+def test_axes_follow_the_data(tmp_path):
+    """Shares end at 100 %; seconds that hardly differ are on a linear axis from 0, others on a logarithmic one."""
+    runs = [measured_run(tmp_path / name, 60, 2.0, seconds) for name, seconds in (("a", 0.5), ("b", 0.6), ("c", 9.0))]
+    rows = collect_rows(runs, None)
+    for row, share in zip(rows, (0.99, 1.0, 0.97)):
+        row["figures"]["alignment"] = {"value": share, "definition": "d"}
+    svg = draw_quality_plots(rows)["right class ↑"]
+    assert max(shares(svg)) == 100
+    assert min(shares(svg)) >= 90
+    linear = draw_quality_plots(rows[:2])["FID ↓"]
+    assert ">0</text>" in linear
+    assert ">0</text>" not in draw_quality_plots(rows)["FID ↓"].split("seconds per image")[0]
+
+
+def test_the_best_of_every_column_is_marked(tmp_path):
+    """Lower distance, higher score; equal when printed is equally good; alone or all alike is no best."""
+    runs = [measured_run(tmp_path / name, 60, fid) for name, fid in (("a", 2.001), ("b", 2.004), ("c", 3.0))]
+    rows = collect_rows(runs, {"definition": "elo", "elo": {"a": {"mean": 1000}, "b": {"mean": 1010}}})
+    rows[0]["figures"]["precision"] = {"value": 0.5, "definition": "p"}
+    for row in rows:
+        row["figures"]["recall"] = {"value": 0.25, "definition": "r"}
+    assert comparison_markdown(rows).splitlines()[2:] == [
+        "| a | - | - | **2.00** | 1000 | 0.500 | 0.250 |",
+        "| b | - | - | **2.00** | **1010** | - | 0.250 |",
+        "| c | - | - | 3.00 | - | - | 0.250 |",
+    ]
+
+
+def test_sizes_are_shown_where_they_differ(tmp_path):
+    """Drawn at different sizes and reduced to one: allowed, as in the paper, but not in silence."""
+    runs = [measured_run(tmp_path / name, 60, 2.0) for name in "ab"]
+    assert "drawn at" not in comparison_markdown(collect_rows(runs, None))
+    runs[0].record_drawn_size((64, 64))
+    runs[1].record_drawn_size((32, 32))
+    lines = comparison_markdown(collect_rows(runs, None)).splitlines()
+    assert lines[0] == "| run | steps | guidance | drawn at | FID ↓ |"
+    assert lines[2] == "| a | - | - | 64x64 | 2.00 |"
+
+
+def test_a_model_card_takes_the_figures(runs, tmp_path):
+    """What `publish --measured` reads: a command, and flat rows of numbers."""
+    write_comparison(runs, tmp_path / "out", None, 1, FACTS)
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert content["command"] == FACTS["command"]
+    assert content["figures"] == [
+        {"run": "slow", "steps": 25, "guidance": 7.5, "FID": 20.1, "s / image": 0.88},
+        {"run": "fast", "FID": 19.7, "s / image": 0.09},
+    ]
+    assert card_figures(collect_rows(runs, None)) == content["figures"]
 
 
 def test_grid_shows_the_same_prompts_and_seeds(runs):
     """Spread over the list; small images are the run's own, pixel for pixel."""
-    lines = grid(runs, 3)
+    lines = choose_images(runs, 3)
     assert [line["prompt"] for line in lines] == [PROMPTS[0], PROMPTS[2], PROMPTS[5]]
     assert [line["seed"] for line in lines] == [5, 7, 10]
     shown = Image.open(io.BytesIO(base64.b64decode(lines[1]["images"][1].split(",")[1])))
     assert shown.tobytes() == runs[1].load(runs[1].shots[2]).tobytes()
-    assert len(grid(runs, 99)) == len(PROMPTS)
+    assert len(choose_images(runs, 99)) == len(PROMPTS)
 
 
 def test_large_images_are_reduced():

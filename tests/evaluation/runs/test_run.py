@@ -5,9 +5,10 @@ import os
 import pytest
 from PIL import Image
 
-from evaluation import runs
 from evaluation.errors import EvaluationError
-from evaluation.runs.run import Run, open_comparable, plan_shots, write_aside
+from evaluation.runs import files
+from evaluation.runs.files import write_atomically
+from evaluation.runs.run import Run, open_comparable, plan_shots
 from tests.evaluation.run_folders import PROMPTS, make_run
 
 MANIFEST = {"name": "r", "images_per_prompt": 2, "seed": 7, "call": {"num_inference_steps": 1}}
@@ -24,14 +25,14 @@ def test_plan_gives_every_image_its_own_seed_and_name():
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     """Killed before the rename: what stood there stands, and nothing else lies about."""
-    write_aside(tmp_path / "f", b"old")
+    write_atomically(tmp_path / "f", b"old")
 
     def die(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.os, "replace", die)
+    monkeypatch.setattr(files.os, "replace", die)
     with pytest.raises(KeyboardInterrupt):
-        write_aside(tmp_path / "f", b"new")
+        write_atomically(tmp_path / "f", b"new")
     assert os.listdir(tmp_path) == ["f"]
     assert (tmp_path / "f").read_bytes() == b"old"
 
@@ -51,7 +52,7 @@ def test_a_partial_image_is_not_an_image(tmp_path):
 def test_another_run_in_the_folder_is_refused_with_the_difference(tmp_path):
     Run.start(tmp_path, MANIFEST, ["a"])
     assert Run.start(tmp_path, MANIFEST, ["a"]).manifest == Run.open(tmp_path).manifest
-    with pytest.raises(EvaluationError, match=r"seed: 7 there, 8 now"):
+    with pytest.raises(EvaluationError, match=r"seed was 7, now 8"):
         Run.start(tmp_path, MANIFEST | {"seed": 8}, ["a"])
     with pytest.raises(EvaluationError, match="prompts_sha256"):
         Run.start(tmp_path, MANIFEST, ["b"])
@@ -65,7 +66,7 @@ def test_tampered_and_damaged_runs_are_refused(tmp_path):
     (tmp_path / "r" / "prompts.json").write_text('["other"]')
     with pytest.raises(EvaluationError, match=r"prompts\.json was changed"):
         Run.open(tmp_path / "r")
-    with pytest.raises(EvaluationError, match="is no run"):
+    with pytest.raises(EvaluationError, match="is not a run"):
         Run.open(tmp_path)
 
 
@@ -79,3 +80,25 @@ def test_only_runs_over_the_same_prompts_and_seeds_compare(tmp_path):
     make_run(tmp_path / "c", 90, name="a")
     with pytest.raises(EvaluationError, match="same --name"):
         open_comparable([*folders, tmp_path / "c"])
+
+
+def test_the_drawn_size_is_kept_and_guarded(tmp_path):
+    """Recorded once, read again, no reason to refuse a resumed run; another size is."""
+    run = Run.start(tmp_path, MANIFEST, ["a"])
+    assert run.drawn_size is None
+    run.record_drawn_size((64, 32))
+    again = Run.start(tmp_path, MANIFEST, ["a"])
+    assert again.drawn_size == Run.open(tmp_path).drawn_size == (64, 32)
+    again.record_drawn_size((64, 32))
+    with pytest.raises(EvaluationError, match="draws 32x32 pixels now, but the run began with 64x32"):
+        again.record_drawn_size((32, 32))
+
+
+def test_runs_of_different_sizes_are_not_compared_in_silence(tmp_path):
+    folders = [make_run(tmp_path / name, 90).folder for name in "ab"]
+    run = Run.open(folders[1])
+    for shot in run.shots:
+        run.save(shot, Image.new("RGB", (16, 32), "red"))
+    with pytest.raises(EvaluationError, match="a: 32x32, b: 16x32 pixels"):
+        open_comparable(folders)
+    assert len(open_comparable(folders, allow_different_sizes=True)) == 2
