@@ -60,7 +60,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def verify_manifest(folder: Path, hashes: bool = True) -> list[str]:
-    """Compare a folder with its manifest; returns the names that stand in it. Other files are ignored.
+    """Compare a folder with its manifest; returns the names in it. Other files are ignored.
 
     Args:
         folder: the checkpoint.
@@ -69,7 +69,7 @@ def verify_manifest(folder: Path, hashes: bool = True) -> list[str]:
     Raises:
         CheckpointError: names the file, and what is wrong with it.
     """
-    entries = _read_manifest(folder)
+    entries = read_manifest(folder)
     for name, entry in entries.items():
         path = folder / name
         try:
@@ -83,7 +83,12 @@ def verify_manifest(folder: Path, hashes: bool = True) -> list[str]:
     return list(entries)
 
 
-def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """The entries of a folder's manifest, by file name: "bytes" and "sha256" of each.
+
+    Raises:
+        CheckpointError: there is no manifest, or it is damaged.
+    """
     path = folder / MANIFEST
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -91,7 +96,7 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         intact = all(FILE_NAME.fullmatch(name) and set(e) == {"bytes", "sha256"} for name, e in entries.items())
     except OSError as error:
         raise CheckpointError(f"{folder} is not a whole checkpoint: {path} cannot be read: {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if not intact:
         raise CheckpointError(f"{path} is damaged, or not this program's")
