@@ -11,7 +11,6 @@ every `checkpoint-N` is whole unless the disk damages it later, which the manife
 """
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -28,13 +27,13 @@ from torch import Tensor
 
 from training.checkpoints.manifest import (
     FILE_NAME,
-    MANIFEST,
+    STATE,
     CheckpointError,
     as_lists,
-    read_manifest,
+    is_ours,
     sync,
     to_json,
-    verify_manifest,
+    verify_checkpoint,
     write_manifest,
     write_text,
 )
@@ -43,7 +42,6 @@ from training.checkpoints.optimizer_state import optimizer_tensors as optimizer_
 
 logger = logging.getLogger(__name__)
 
-STATE = "state.json"
 FINAL = re.compile(r"checkpoint-(\d+)")
 # What a crash can leave behind: a partial checkpoint, of no use, or one that was being replaced, which is whole.
 PARTIAL = re.compile(r"\.tmp-checkpoint-(\d+)-[0-9a-f]+")
@@ -165,47 +163,6 @@ def _is_whole(path: Path) -> bool:
         verify_checkpoint(path, hashes=False)
         return True
     return False
-
-
-def is_ours(path: Path) -> bool:
-    """Whether `save_checkpoint` wrote the folder `path`, whole or not: it has a manifest of ours that names `STATE`."""
-    with contextlib.suppress(CheckpointError):
-        return STATE in read_manifest(path)
-    return False
-
-
-def verify_checkpoint(path: Path, hashes: bool = True) -> dict[str, Any]:
-    """Compare a checkpoint with its manifest, and the manifest with the list of groups in `STATE`.
-
-    The manifest has no sum of its own, so an entry that was lost from it shows only in that list. Checkpoints of
-    earlier versions have no list; there every file of safetensors must be in the manifest.
-
-    Args:
-        path: the checkpoint.
-        hashes: False compares only the files' sizes, which reads almost nothing.
-
-    Returns:
-        The content of `STATE`: "state", "step" and "groups".
-
-    Raises:
-        CheckpointError: the folder is not what was written; the message names the file.
-    """
-    names = set(verify_manifest(path, hashes))
-    if STATE not in names:
-        raise CheckpointError(f"{path / MANIFEST} does not name {STATE}")
-    try:
-        content = json.loads((path / STATE).read_text(encoding="utf-8"))
-        state, step, groups = content["state"], content["step"], content.get("groups")
-        if groups is None:
-            groups = [file.stem for file in path.glob("*.safetensors")]
-        lost = {f"{group}.safetensors" for group in groups} - names
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path / STATE} cannot be read: {type(error).__name__}: {error}") from error
-    if not isinstance(state, dict) or not isinstance(step, int):
-        raise CheckpointError(f"{path / STATE} is damaged, or was not written by this program")
-    if lost:
-        raise CheckpointError(f"{path / MANIFEST} is damaged: it does not name {', '.join(sorted(lost))}")
-    return {"state": state, "step": step, "groups": sorted(groups)}
 
 
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:

@@ -10,6 +10,7 @@ import torch
 
 from tests.training.checkpoints.writers import assert_content, names, save
 from training.checkpoints import store as checkpoint
+from training.checkpoints.manifest import to_json, verify_manifest
 from training.checkpoints.store import (
     CheckpointError,
     configuration_difference,
@@ -96,7 +97,7 @@ def test_one_flipped_bit(tmp_path, name):
     for position in range(len(whole)):
         flip(path / name, whole, 8 * position + position % 8)
         with pytest.raises(CheckpointError):
-            checkpoint.verify_manifest(path)
+            verify_manifest(path)
     (path / name).write_bytes(whole)
     assert_content(path, 1)
 
@@ -108,7 +109,7 @@ def test_every_bit_of_the_manifest(tmp_path):
     for bit in range(8 * len(whole)):
         flip(path / "manifest.json", whole, bit)
         with pytest.raises(CheckpointError):
-            checkpoint.verify_manifest(path)
+            verify_manifest(path)
 
 
 def flip(path, whole, bit):
@@ -124,7 +125,7 @@ def test_entry_removed_from_the_manifest(tmp_path, caplog, lost, with_file):
     previous, path = save(tmp_path, 1), save(tmp_path, 2)
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest[lost]
-    (path / "manifest.json").write_text(checkpoint.to_json(manifest))
+    (path / "manifest.json").write_text(to_json(manifest))
     if with_file:
         (path / lost).unlink()
     with pytest.raises(CheckpointError, match=rf"manifest\.json .*does not name {lost}"):
@@ -138,7 +139,7 @@ def write_with_manifest(path, name, data):
     (path / name).write_bytes(data)
     manifest = json.loads((path / "manifest.json").read_text())
     manifest[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (path / "manifest.json").write_text(checkpoint.to_json(manifest))
+    (path / "manifest.json").write_text(to_json(manifest))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_checkpoint_of_an_earlier_version(tmp_path):
     assert_content(find_checkpoint(tmp_path, "latest"), 2)
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest["ema.safetensors"]
-    (path / "manifest.json").write_text(checkpoint.to_json(manifest))
+    (path / "manifest.json").write_text(to_json(manifest))
     assert find_checkpoint(tmp_path, "latest") == previous
 
 
@@ -209,11 +210,11 @@ def test_planted_pickle_is_never_executed(tmp_path):
     (path / "student.safetensors").write_bytes(planted)
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["student.safetensors"] = {"bytes": len(planted), "sha256": hashlib.sha256(planted).hexdigest()}
-    (path / "manifest.json").write_text(checkpoint.to_json(manifest))
+    (path / "manifest.json").write_text(to_json(manifest))
     with pytest.raises(CheckpointError, match="checkpoint-1 cannot be read"):
         load_checkpoint(path)
     manifest["../optimizer.bin"] = manifest.pop("student.safetensors")
-    (path / "manifest.json").write_text(checkpoint.to_json(manifest))
+    (path / "manifest.json").write_text(to_json(manifest))
     with pytest.raises(CheckpointError, match=r"manifest\.json is damaged, or not this program's"):
         load_checkpoint(path)
     assert not mark.exists()
