@@ -15,19 +15,28 @@ class DataOptions:
     title: ClassVar[str] = "data"
 
     dataset_name: str | None = flag(
-        None, "Hub id of an image-caption data set, or a path that `datasets` understands.", resume=FIXED
-    )
-    dataset_config_name: str | None = flag(
-        None, "Configuration of the data set, if it has several.", resume=FIXED
-    )
-    train_data_dir: str | None = flag(
         None,
-        "Folder of images with a metadata.jsonl that has `file_name` and the caption column. Used if --dataset_name is "
-        "not given.",
+        "Hub id or local path of an image-caption data set; or a loader of `datasets` (webdataset, json, csv, parquet, "
+        "arrow, imagefolder) for the files in --train_data_dir.",
         resume=FIXED,
     )
-    image_column: str = flag("image", "Column that holds the image.", resume=FIXED)
-    caption_column: str = flag("text", "Column that holds the caption or a list of captions.", resume=FIXED)
+    dataset_config_name: str | None = flag(None, "Configuration of the data set, if it has several.", resume=FIXED)
+    dataset_revision: str | None = flag(None, "Branch, tag or commit of the data set's Hub repo.", resume=FIXED)
+    dataset_split: str = flag("train", "Split of the data set to train on.", resume=FIXED)
+    train_data_dir: str | None = flag(
+        None,
+        "Folder of images with a metadata.jsonl (.csv, .parquet) that has `file_name` and the caption column, or with "
+        "a .txt file beside each image; of WebDataset .tar shards; or written by save_to_disk.",
+        resume=FIXED,
+    )
+    image_column: str = flag(
+        "image", "Column that holds the image; for WebDataset the extension, such as jpg.", resume=FIXED
+    )
+    caption_column: str = flag(
+        "text",
+        "Column that holds the caption or a list of captions; for WebDataset the extension, such as txt.",
+        resume=FIXED,
+    )
     max_train_samples: int | None = flag(
         None, "Use only this many samples of the data set.", resume=FIXED, range=AT_LEAST_ONE
     )

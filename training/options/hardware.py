@@ -60,6 +60,9 @@ class HardwareOptions:
         "decodes for the losses. The published model keeps the full autoencoder.",
         resume=FIXED,
     )
+    tiny_vae_revision: str | None = flag(
+        None, "Branch, tag or commit of the Hub repo of --pretrained_tiny_vae_model.", resume=FIXED
+    )
     cache_dir_latents: str | None = flag(
         None,
         "Folder for the latents, caption embeddings, c_text and c_img of the whole data set: computed once, then read. "

@@ -101,6 +101,15 @@ class DiscriminatorOptions:
     discriminator_image_model: str = flag(
         "facebook/dinov2-large", "Image encoder of c_img; `none` disables this condition (Table 1b).", resume=FIXED
     )
+    discriminator_feature_model_revision: str | None = flag(
+        None, "Branch, tag or commit of the Hub repo of --discriminator_feature_model.", resume=FIXED
+    )
+    discriminator_text_model_revision: str | None = flag(
+        None, "Branch, tag or commit of the Hub repo of --discriminator_text_model.", resume=FIXED
+    )
+    discriminator_image_model_revision: str | None = flag(
+        None, "Branch, tag or commit of the Hub repo of --discriminator_image_model.", resume=FIXED
+    )
     discriminator_input_size: int | None = flag(
         None,
         "Side of F's input in pixels. By default 224, or F's own size if that is smaller. Up to 518 for DINOv2.",

@@ -52,6 +52,9 @@ class SDXLOptions:
         "student. The stock SDXL autoencoder overflows in fp16, so it runs in bf16 or fp32 instead.",
         resume=FIXED,
     )
+    vae_revision: str | None = flag(
+        None, "Branch, tag or commit of the Hub repo of --pretrained_vae_model_name_or_path.", resume=FIXED
+    )
 
 
 @dataclass(frozen=True)

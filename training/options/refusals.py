@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
+from training.data.sources import LOADERS
 from training.errors import OptionError
 from training.options.method import NONE
 from training.options.options import Options
@@ -31,11 +32,25 @@ def _require(condition: bool, flag: str, value: object, fix: str) -> None:
 
 def _check_data(options: Options) -> None:
     data, optimization = options.data, options.optimization
-    if (data.dataset_name is None) == (data.train_data_dir is None):
+    both = data.dataset_name is not None and data.train_data_dir is not None
+    neither = data.dataset_name is None and data.train_data_dir is None
+    if neither or (both and data.dataset_name not in LOADERS):
         raise OptionError(
             f"--dataset_name got {data.dataset_name!r} and --train_data_dir got {data.train_data_dir!r}: "
-            "give exactly one of them"
+            f"give exactly one of them, or the folder with one of the loaders {', '.join(LOADERS)}"
         )
+    _require(
+        data.dataset_name not in LOADERS or both,
+        "dataset_name",
+        data.dataset_name,
+        "this loader reads the files of a folder; name it with --train_data_dir",
+    )
+    _require(
+        data.dataset_revision is None or (data.dataset_name is not None and not both),
+        "dataset_revision",
+        data.dataset_revision,
+        "files of a folder have no revision; leave it out, or name a data set of the Hub with --dataset_name",
+    )
     if data.train_data_dir is not None:
         _require(os.path.isdir(data.train_data_dir), "train_data_dir", data.train_data_dir, "there is no such folder")
     _require(
@@ -107,6 +122,16 @@ def _check_models(options: Options) -> None:
             flag,
             value,
             "the student starts from the teacher's repo; use --" + flag.removeprefix("student_"),
+        )
+    flat = options.flat()
+    for flag, model in (
+        ("discriminator_text_model_revision", "discriminator_text_model"),
+        ("discriminator_image_model_revision", "discriminator_image_model"),
+        ("tiny_vae_revision", "pretrained_tiny_vae_model"),
+        ("vae_revision", "pretrained_vae_model_name_or_path"),
+    ):
+        _require(
+            flat[flag] is None or flat[model] not in (None, NONE), flag, flat[flag], f"it has no effect without --{model}"
         )
     for flag in ("lora_alpha", "lora_target_modules", "fuse_lora"):
         value = getattr(lora, flag)
