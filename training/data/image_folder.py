@@ -153,16 +153,16 @@ def _read_text_files(files: Sequence[str], source: str) -> list[Row]:
     images, names = sorted(path for path in files if is_image(path)), set(files)
     if not images:
         raise DataError(
-            f"{source}: there are no images in it; put images there with a metadata.jsonl (fields file_name and text) or "
-            "a .txt beside each image. A data set of other files is passed as --dataset_name"
+            f"{source}: there are no images in it; put images there with a metadata.jsonl (fields file_name and text) "
+            "or a .txt beside each image. A data set of other files is passed as --dataset_name"
         )
     texts = [os.path.splitext(path)[0] + ".txt" for path in images]
     if names.isdisjoint(texts):
         tables = [path for path in files if path.endswith((".jsonl", ".csv", ".json", ".parquet"))]
         fix = f"rename {one_line(tables[0])} to metadata{os.path.splitext(tables[0])[1]}" if tables else "write one"
         raise DataError(
-            f"{source}: its {len(images)} images have no captions: there is neither a metadata.jsonl (or .csv, .parquet; "
-            f"fields file_name and text) nor a .txt beside each image; {fix}"
+            f"{source}: its {len(images)} images have no captions: there is neither a metadata.jsonl (or .csv, "
+            f".parquet; fields file_name and text) nor a .txt beside each image; {fix}"
         )
     with ThreadPoolExecutor(16) as pool:  # on a network disk opening a small file takes milliseconds
         captions = list(pool.map(lambda path: _read_text(path) if path in names else None, texts))

@@ -137,7 +137,8 @@ def _choose(splits: dict[str, Any], split: str, source: Source) -> Any:
     if split not in splits:
         names = [str(name) for name in splits]
         raise DataError(
-            f"--dataset_split {split}: {source} has no such split, only: {', '.join(names)}; pass --dataset_split {names[0]}"
+            f"--dataset_split {split}: {source} has no such split, only: {', '.join(names)}; "
+            f"pass --dataset_split {names[0]}"
         )
     if len(splits) > 1:
         logger.info("%s: training on split '%s' of %s", source, split, ", ".join(map(str, splits)))

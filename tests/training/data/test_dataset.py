@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.training.data.image_rows import folder, load, number_of, picture, reader, take
 
+from tests.training.data.image_rows import folder, load, number_of, picture, reader, take
 from training.data.dataset import ImageTextDataset, collate, load_image_text_dataset, make_dataloader
 from training.data.errors import DataError
 from training.data.order import GlobalBatchSampler, SampleKey

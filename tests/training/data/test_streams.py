@@ -5,8 +5,8 @@ import traceback
 import datasets
 import pytest
 import torch
-from tests.training.data.image_rows import folder, load, number_of, picture, reader, take
 
+from tests.training.data.image_rows import folder, load, number_of, picture, reader, take
 from training.data.dataset import make_dataloader
 from training.data.errors import DataError
 from training.data.reader import MAX_REPLACED
