@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
@@ -58,7 +59,7 @@ def load_image_text_dataset(
     if rows.features is not None:
         try:
             rows = rows.cast_column(image_column, datasets.Image(decode=False))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, pa.ArrowException) as error:
             raise DataError(
                 f"--image_column {image_column}: {source} has no images in it ({reason(error)}); pass another column"
             ) from error

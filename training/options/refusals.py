@@ -4,6 +4,7 @@ import argparse
 import os
 from importlib.util import find_spec
 
+from training.data.sources import LOADERS
 from training.errors import OptionError
 from training.options.arguments import NONE
 
@@ -24,11 +25,24 @@ def _require(condition: bool, flag: str, value: object, mend: str) -> None:
 
 
 def _check_data(args: argparse.Namespace) -> None:
-    if (args.dataset_name is None) == (args.train_data_dir is None):
+    both = args.dataset_name is not None and args.train_data_dir is not None
+    if (args.dataset_name is None and args.train_data_dir is None) or (both and args.dataset_name not in LOADERS):
         raise OptionError(
             f"--dataset_name got {args.dataset_name!r} and --train_data_dir got {args.train_data_dir!r}: "
-            "give exactly one of them"
+            f"give exactly one of them, or the folder with one of the loaders {', '.join(LOADERS)}"
         )
+    _require(
+        args.dataset_name not in LOADERS or both,
+        "dataset_name",
+        args.dataset_name,
+        "this loader reads files of a folder; name it with --train_data_dir",
+    )
+    _require(
+        args.dataset_revision is None or (args.dataset_name is not None and not both),
+        "dataset_revision",
+        args.dataset_revision,
+        "files of a folder have no revision; leave it out, or name a data set of the Hub with --dataset_name",
+    )
     if args.train_data_dir is not None:
         _require(os.path.isdir(args.train_data_dir), "train_data_dir", args.train_data_dir, "this is no folder")
     if args.streaming:

@@ -8,6 +8,7 @@ from itertools import islice
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -201,6 +202,34 @@ def test_collate(ten):
     assert batch["crop_top_left"].tolist() == [[0, 0]] * 3
     assert batch["target_size"].tolist() == [[8, 8]] * 3
     assert batch["replaced"] == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_enlarged_images_are_counted_and_warned_of_once(tmp_path, caplog, workers):
+    """Two of five have a short side below 8 pixels; the batch counts them, and the first epoch ends in one warning."""
+    sizes = [(8, 8), (90, 7), (9, 8), (7, 90), (8, 30)]
+    rows = load(folder(tmp_path / "set", {f"{i}.png": picture(i, size=s) for i, s in enumerate(sizes)}), tmp_path)
+    for rank, warnings in ((1, 0), (0, 1)):
+        loader = make_dataloader(rows, reader(), batch_size=1, rank=rank, world_size=1 + rank, num_workers=workers)
+        batches = list(islice(loader, 15))
+        assert {(int(b["sample_ids"]), b["enlarged"]) for b in batches} == {(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)}
+        assert caplog.text.count("2 of the first 5 images (40 %) are smaller than --resolution 8") == warnings
+
+
+def test_no_warning_where_nothing_is_enlarged(ten, caplog):
+    take(12, ten)
+    assert "smaller" not in caplog.text
+
+
+def test_a_row_that_cannot_be_read(ten):
+    """Text in a parquet file that is not UTF-8 is an error of reading the row: replaced, not the end of the run."""
+    data = ImageTextDataset(ten, reader())
+    bad = pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff"))
+    table = ten.data.table.slice(0, 1).set_column(1, "text", bad)
+    data.rows = datasets.concatenate_datasets([datasets.Dataset(table, ten.info), ten.select(range(1, 10))])
+    with pytest.raises(UnicodeDecodeError):
+        data.rows[0]
+    assert (number_of(data[SampleKey(0, 0, 0)]), data[SampleKey(0, 0, 0)]["replaced"]) == (1, 1)
 
 
 # --- batches of a data set -------------------------------------------------------------------------------------------
