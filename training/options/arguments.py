@@ -54,12 +54,18 @@ def _lora(parser: argparse.ArgumentParser) -> None:
 
 def _data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
-    add("--dataset_name", default=None, help="Hub id (or a path that datasets understands) of an image-caption set.")
+    add("--dataset_name", default=None, help="Hub id or local path of an image-caption data set; or a loader of "
+        "`datasets` (webdataset, json, csv, parquet, arrow, imagefolder) for the files in --train_data_dir.")
     add("--dataset_config_name", default=None, help="Configuration of the data set, where it has several.")
-    add("--train_data_dir", default=None, help="Folder of images with a metadata.jsonl that has `file_name` and the "
-        "caption column. Used where --dataset_name is not given.")
-    add("--image_column", default="image", help="Column that holds the image.")
-    add("--caption_column", default="text", help="Column that holds the caption or a list of captions.")
+    add("--dataset_revision", default=None, help="Branch, tag or commit of the data set's Hub repo.")
+    add("--dataset_split", default="train", help="Split of the data set to train on.")
+    add("--train_data_dir", default=None, help="Folder of images with a metadata.jsonl (.csv, .parquet) that has "
+        "`file_name` and the caption column, or with a .txt beside each image; of WebDataset .tar shards; or written "
+        "by save_to_disk.")
+    add("--image_column", default="image", help="Column that holds the image; for WebDataset the extension, such "
+        "as jpg.")
+    add("--caption_column", default="text", help="Column that holds the caption or a list of captions; for "
+        "WebDataset the extension, such as txt.")
     add("--max_train_samples", type=int, default=None, help="Use only so many samples of the set.")
     add("--streaming", action="store_true", help="Read the set as it is downloaded, instead of first and whole.")
     add("--resolution", type=int, default=512, help="Side of the training images, pixels. The paper uses 512.")
