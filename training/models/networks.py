@@ -11,7 +11,7 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 
 from discriminator import Discriminator, FeatureNetwork, ImageCondition, TextCondition
 from distillation.latents import LatentSpace
-from distillation.losses import ADDStep
+from distillation.losses import Losses
 from distillation.schedule import NoiseSchedule
 from distillation.student import Condition
 from distillation.teacher import Teacher
@@ -27,7 +27,7 @@ QUANTIZED = ("8bit", "4bit")
 
 
 @dataclass
-class Diffusers:
+class Networks:
     """Student and teacher with what surrounds them.
 
     Attributes:
@@ -44,9 +44,9 @@ class Diffusers:
     teacher_latents: LatentSpace | None
 
 
-def load_diffusers(
+def load_networks(
     args: argparse.Namespace, student: Family, teacher: Family, dtype: torch.dtype, device: torch.device
-) -> Diffusers:
+) -> Networks:
     """Load both families; `student is teacher` where one repo is both.
 
     Raises:
@@ -78,7 +78,7 @@ def load_diffusers(
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         latents.vae.enable_gradient_checkpointing()
-    return Diffusers(unet, teacher_unet, latents, teacher_latents)
+    return Networks(unet, teacher_unet, latents, teacher_latents)
 
 
 def check_other_latent_space(args: argparse.Namespace) -> None:
@@ -174,21 +174,21 @@ def load_conditions(
     )
 
 
-def make_step(
+def make_losses(
     args: argparse.Namespace,
-    networks: Diffusers,
+    networks: Networks,
     student: torch.nn.Module,
     discriminator: Discriminator | None,
     schedules: tuple[NoiseSchedule, NoiseSchedule],
     accelerator: Accelerator,
-) -> ADDStep:
+) -> Losses:
     """The losses of this run. `student` is the network as it was prepared for distribution."""
     teacher = None
     if networks.teacher is not None:
         unet = networks.teacher
         call = without_adapter(unet) if unet is networks.student else _in_own_precision(unet)
         teacher = Teacher(call, schedules[1], guidance_scale(args), args.teacher_steps)
-    return ADDStep(
+    return Losses(
         student=student,
         schedule=schedules[0],
         latents=networks.latents,

@@ -166,7 +166,7 @@ def test_unfinished_cache_is_refused_if_it_is_anothers_and_begun_again_if_cut_sh
     else:
         part.write_text(text[:40])
         batch = make_batches(make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache")))[0]
-        assert batch.z0[0].shape == (4, 4, 8, 8)
+        assert batch.z0_moments[0].shape == (4, 4, 8, 8)
         assert batch.c.norm(dim=1).min() > 0.9
 
 
@@ -191,7 +191,7 @@ def test_damaged_image_has_the_latents_of_its_replacement(world, tmp_path):
         for extra in (CROP, cached(tmp_path / "cache"))
     )
     for a, b in zip(online, stored):
-        assert torch.allclose(a.z0[0], b.z0[0], atol=1e-5)
+        assert torch.allclose(a.z0_moments[0], b.z0_moments[0], atol=1e-5)
 
 
 def test_conditions_that_are_off_are_not_in_the_cache(world, tmp_path):

@@ -11,7 +11,7 @@ from training.models.families.stable_diffusion_xl import StableDiffusionXL
 
 __all__ = ["Family", "StableDiffusion", "StableDiffusionXL", "open_families"]
 
-FAMILIES = {family.stock_class: family for family in (StableDiffusion, StableDiffusionXL)}
+FAMILY_OF_PIPELINE = {family.stock_class: family for family in (StableDiffusion, StableDiffusionXL)}
 
 
 def open_families(args: argparse.Namespace, expected: type[Family]) -> tuple[Family, Family]:
@@ -53,6 +53,8 @@ def _open(flag: str, name: str, revision, variant, cache_dir, vae_name) -> Famil
         raise OptionError(
             f"--{flag} got {name!r}: no model_index.json of a diffusers pipeline can be read there ({error})"
         ) from error
-    if found not in FAMILIES:
-        raise OptionError(f"--{flag} got {name!r}: it holds a {found}, but only {' and '.join(FAMILIES)} can be used")
-    return FAMILIES[found](name, revision, variant, cache_dir, vae_name)
+    if found not in FAMILY_OF_PIPELINE:
+        raise OptionError(
+            f"--{flag} got {name!r}: it holds a {found}, but only {' and '.join(FAMILY_OF_PIPELINE)} can be used"
+        )
+    return FAMILY_OF_PIPELINE[found](name, revision, variant, cache_dir, vae_name)
