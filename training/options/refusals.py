@@ -129,6 +129,15 @@ def _check_models(args: argparse.Namespace) -> None:
             value,
             "the student is made of the teacher's repo; use --" + flag.removeprefix("student_"),
         )
+    for flag, model in (
+        ("discriminator_text_model_revision", "discriminator_text_model"),
+        ("discriminator_image_model_revision", "discriminator_image_model"),
+        ("tiny_vae_revision", "pretrained_tiny_vae_model"),
+        ("vae_revision", "pretrained_vae_model_name_or_path"),
+    ):
+        value = getattr(args, flag, None)
+        named = getattr(args, model, None) not in (None, NONE)
+        _require(value is None or named, flag, value, f"it is read only with --{model}")
     for flag in ("lora_alpha", "lora_target_modules", "fuse_lora"):
         value = getattr(args, flag)
         _require(not value or args.use_lora, flag, value, "add --use_lora, or nothing reads it")
