@@ -63,10 +63,10 @@ sys.path.insert(0, {str(ROOT)!r})
 import torch; torch.set_num_threads(1)
 import training.loop as loop, {script.module.__name__} as script
 original = loop.Trainer._iteration
-def deadly(self, window):
+def deadly(self, micro_batches):
     if self.state.step == {at_iteration}:
         os.kill(os.getpid(), signal.SIGKILL)
-    original(self, window)
+    original(self, micro_batches)
 loop.Trainer._iteration = deadly
 script.main(sys.argv[1:])
 """
@@ -113,8 +113,8 @@ def signalled(monkeypatch, at_iteration, *signals):
     """From now on a run gets `signals` while it computes this iteration."""
     original = Trainer._iteration
 
-    def iteration(self, window):
-        original(self, window)
+    def iteration(self, micro_batches):
+        original(self, micro_batches)
         for signum in signals if self.state.step == at_iteration else ():
             os.kill(os.getpid(), signum)
 

@@ -167,7 +167,8 @@ def cache_fingerprint(
     for kind in ("text", "image"):
         model = getattr(args, f"discriminator_{kind}_model")
         is_on = args.adversarial_weight > 0 and model != "none"
-        found[f"c_{kind}"] = model_fingerprint(model, cache_dir=args.cache_dir) if is_on else None
+        revision = getattr(args, f"discriminator_{kind}_model_revision")
+        found[f"c_{kind}"] = model_fingerprint(model, "", revision, args.cache_dir) if is_on else None
     return found
 
 

@@ -22,6 +22,22 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_sdxl_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that only the SDXL script has."""
+    add = parser.add_argument_group("SDXL").add_argument
+    add(
+        "--pretrained_vae_model_name_or_path",
+        default=None,
+        help="Autoencoder in place of the student's own, such as madebyollin/sdxl-vae-fp16-fix; it is published with "
+        "the student. SDXL's own overflows in fp16, where it is run in bf16 or fp32 instead.",
+    )
+    add(
+        "--vae_revision",
+        default=None,
+        help="Branch, tag or commit of the Hub repo of --pretrained_vae_model_name_or_path.",
+    )
+
+
 # One flag a line where it fits: this is a table, and the formatter would make it three screens longer.
 # fmt: off
 def _models(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +123,9 @@ def _discriminator(parser: argparse.ArgumentParser) -> None:
         help="Text encoder of c_text, a CLIP with projection; `none` switches the condition off (Table 1b).")
     add("--discriminator_image_model", default="facebook/dinov2-large",
         help="Image encoder of c_img; `none` switches the condition off (Table 1b).")
+    for kind in ("feature", "text", "image"):
+        add(f"--discriminator_{kind}_model_revision", default=None,
+            help=f"Branch, tag or commit of the Hub repo that --discriminator_{kind}_model names.")
     add("--discriminator_input_size", type=int, default=None, help="Side of F's input, pixels. Default 224, or F's own "
         "size where that is smaller; up to 518 for DINOv2.")
     add("--discriminator_learning_rate", type=float, default=1e-3, help="Of the heads. StyleGAN-T uses 2e-3.")
@@ -197,6 +216,8 @@ def _hardware(parser: argparse.ArgumentParser) -> None:
         "that the crop's border sees what surrounds it: 0 is cheapest, 8 nearly equals the full decode.")
     add("--pretrained_tiny_vae_model", default=None, help="An AutoencoderTiny of the student's latent space (such as "
         "madebyollin/taesd, madebyollin/taesdxl) that decodes for the losses. The published model keeps the full one.")
+    add("--tiny_vae_revision", default=None, help="Branch, tag or commit of the Hub repo of "
+        "--pretrained_tiny_vae_model.")
     add("--cache_dir_latents", default=None, help="Folder for latents, caption embeddings, c_text and c_img of the "
         "whole set: computed into it once, then read from it. Needs --center_crop and no --random_flip.")
 

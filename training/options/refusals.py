@@ -133,6 +133,15 @@ def _check_models(options: Options) -> None:
         _require(
             flat[flag] is None or flat[model] not in (None, NONE), flag, flat[flag], f"it has no effect without --{model}"
         )
+    for flag, model in (
+        ("discriminator_text_model_revision", "discriminator_text_model"),
+        ("discriminator_image_model_revision", "discriminator_image_model"),
+        ("tiny_vae_revision", "pretrained_tiny_vae_model"),
+        ("vae_revision", "pretrained_vae_model_name_or_path"),
+    ):
+        value = getattr(args, flag, None)
+        named = getattr(args, model, None) not in (None, NONE)
+        _require(value is None or named, flag, value, f"it is read only with --{model}")
     for flag in ("lora_alpha", "lora_target_modules", "fuse_lora"):
         value = getattr(lora, flag)
         _require(not value or lora.use_lora, flag, value, "add --use_lora, or the flag has no effect")

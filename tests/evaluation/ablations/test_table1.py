@@ -166,13 +166,13 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, monkeypat
     """Stopped in the third of three iterations: the next call does that one alone."""
     world = TinyWorld(tiny, None, tmp_path / "stand_ins", num_samples=8)
     jobs = plan_jobs(by_run("loss-adversarial"), world, [0], RECIPE, 3, tmp_path, ["python"])
-    iterate, seen = Trainer._iteration, []
+    original, seen = Trainer._iteration, []
 
-    def iteration(self, window):
+    def iteration(self, micro_batches):
         seen.append(self.state.step)
         if seen == [0, 1, 2]:
             raise KeyboardInterrupt
-        iterate(self, window)
+        original(self, micro_batches)
 
     monkeypatch.setattr(Trainer, "_iteration", iteration)
     with pytest.raises(KeyboardInterrupt):
