@@ -7,10 +7,11 @@ What is SDXL's own stands in `training/families/stable_diffusion_xl.py`, the loo
 import argparse
 from collections.abc import Sequence
 
+from training.options.arguments import add_sdxl_flags, make_parser
+
 from training.command import run_command
 from training.loop import run_training
 from training.models.families import StableDiffusionXL
-from training.options.arguments import add_sdxl_flags, make_parser
 
 
 def make_sdxl_parser() -> argparse.ArgumentParser:

@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from training.options.arguments import make_parser as make_training_parser
 
 from benchmarks import runs
 from benchmarks.architectures import ARCHITECTURES, MEMORY, RECIPES
 from benchmarks.runs import AIMS, RESULTS, Run, compare, measure_all
 from training.models.families import StableDiffusion, StableDiffusionXL
-from training.options.arguments import make_parser as make_training_parser
 
 FAMILY_OF_LAYOUT = {"sd": StableDiffusion, "sdxl": StableDiffusionXL}
 BATCHES = (1, 4)  # of the table of options
