@@ -19,20 +19,22 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from pipelines import DEFAULT_STUDENT_TIMESTEPS
-from training.publishing.layout import CARD, INDEX, LORA, MAIN, SAMPLES, SCHEDULER, PublishError
+from training.checkpoints.manifest import replace_text
+from training.publishing.card_facts import describe_sampling, measured_table
+from training.publishing.layout import CARD, INDEX, LORA, MAIN, RUN_FILE, SAMPLES, PublishError
 from training.publishing.license import inherited_license
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "add_run.json"
-MEASURED_FILE = "measured.json"
 TEMPLATE = Path(__file__).parent / "card_template.md"
 # Of no use to a reader of the card, or nobody's business. Whatever has "token" in its name is left out besides.
 _PRIVATE = {"push_to_hub", "push_every_checkpoint", "hub_private_repo", "hub_model_id", "output_dir", "logging_dir",
             "cache_dir", "cache_dir_latents", "report_to", "tracker_project_name",
             "resume_from_checkpoint"}  # fmt: skip
-_SEAL = re.compile(r"<!-- written by training/card\.py; sha256 of the text above: ([0-9a-f]{64}) -->\s*\Z")
+# An earlier version wrote training/card.py.
+_SEAL = re.compile(
+    r"<!-- written by training/(?:publishing/)?card\.py; sha256 of the text above: ([0-9a-f]{64}) -->\s*\Z"
+)
 
 
 def record_run(
@@ -81,10 +83,10 @@ def refresh_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> Path:
     Returns its path. Nothing lies there where training has left no `add_run.json` to make a card from.
     """
     path = Path(folder, CARD)
-    if path.is_file() and not is_untouched(path.read_text(encoding="utf-8")):
+    if is_edited(path):
         return path
     if Path(folder, RUN_FILE).is_file():
-        path.write_text(make_card(folder, repo_id, branch), encoding="utf-8")
+        replace_text(path, make_card(folder, repo_id, branch))
     elif not path.is_file():
         logger.warning(
             "%s lacks %s, which training leaves there: no card can be made. Write %s", folder, RUN_FILE, path
@@ -97,18 +99,18 @@ def set_license(folder: str | Path, name: str) -> None:
     path = Path(folder, RUN_FILE)
     if not path.is_file():
         raise PublishError(f"--license got {name!r}: {folder} lacks {RUN_FILE}; write it into {CARD} yourself")
-    run = json.loads(path.read_text(encoding="utf-8")) | {"license": {"license": name}}
-    path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+    run = _read_run(folder) | {"license": {"license": name}}
+    replace_text(path, json.dumps(run, indent=2) + "\n")
 
 
 def make_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> str:
     """The sealed text of the card."""
     folder = Path(folder)
-    run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    run = _read_run(folder)
     name, prompts = run["base_model"], run["arguments"].get("validation_prompts") or []
     license_ = run["license"].get("license_name") or run["license"].get("license")
-    steps = _student_steps(folder)
-    measured, command = _measured(folder)
+    sampling = describe_sampling(folder)
+    measured, command = measured_table(folder)
     card = ModelCard.from_template(
         _card_data(folder, run, prompts),
         template_path=str(TEMPLATE),
@@ -125,7 +127,7 @@ def make_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> str:
         prompts=prompts,
         example=json.dumps(prompts[0] if prompts else "a red fox in the snow", ensure_ascii=False),
         side=run["arguments"]["resolution"],
-        steps="1 step" if steps == 1 else f"1 to {steps} steps",
+        **sampling,
         facts={**run["facts"], "libraries": ", ".join(f"{k} {v}" for k, v in run["libraries"].items())},
         arguments=yaml.safe_dump(run["arguments"], default_flow_style=None, allow_unicode=True, width=110).strip(),
         measured=measured,
@@ -134,7 +136,12 @@ def make_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> str:
         license_note=_license_note(name, license_),
     )
     text = re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n\n"
-    return f"{text}<!-- written by training/card.py; sha256 of the text above: {_digest(text)} -->\n"
+    return f"{text}<!-- written by training/publishing/card.py; sha256 of the text above: {_digest(text)} -->\n"
+
+
+def is_edited(path: Path) -> bool:
+    """Whether there is a card at `path` that is not just as this module wrote it."""
+    return path.is_file() and not is_untouched(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def is_untouched(text: str) -> bool:
@@ -169,10 +176,12 @@ def _card_data(folder: Path, run: dict, prompts: list[str]) -> ModelCardData:
     )
 
 
-def _student_steps(folder: Path) -> int:
-    """How many steps the student knows."""
-    config = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
-    return len(config.get("_student_timesteps", DEFAULT_STUDENT_TIMESTEPS))
+def _read_run(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder, RUN_FILE)
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise PublishError(f"{path} is damaged, so no card can be made: {error}") from error
 
 
 def _license_note(base: str, license_: str | None) -> str:
@@ -182,24 +191,6 @@ def _license_note(base: str, license_: str | None) -> str:
             "when this card was written: look it up before you use this model."
         )
     return f"It is that of {base}, from which this model was distilled: its terms and use restrictions carry over."
-
-
-def _measured(folder: Path) -> tuple[str, str]:
-    """The table of `measured.json` and the command that gave it; empty where nothing was measured."""
-    path = folder / MEASURED_FILE
-    if not path.is_file():
-        return "", ""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        command, rows = content["command"], [dict(row) for row in content["figures"]]
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-    except (ValueError, KeyError, TypeError) as error:
-        raise PublishError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). It holds the command and a list of rows: "
-            '{"command": "python -m ...", "figures": [{"steps": 1, "FID": 20.6}]}'
-        ) from error
-    lines = [columns, ["---"] * len(columns), *([str(row.get(column, "-")) for column in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines), command
 
 
 def _public_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,19 +2,23 @@
 
 import argparse
 import logging
+import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from training.errors import UserError
 from training.publishing.attempt import reason
 from training.publishing.hub import publish, repo_name
 from training.publishing.layout import PublishError
+from training.publishing.token import redact
 
 logger = logging.getLogger(__name__)
 BRANCH = "checkpoints"
-_PREFIX = ".push-"
+_PREFIX = ".push-student-"
+_LEFT_OVER = re.compile(re.escape(_PREFIX) + r"[0-9a-f]{8}")
 
 
 class CheckpointPusher:
@@ -29,16 +33,18 @@ class CheckpointPusher:
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
         self.queued: list[Future] = []
         self.failed = 0
-        for left_over in Path(args.output_dir).glob(f"{_PREFIX}*"):  # of a run that was killed
-            shutil.rmtree(left_over, ignore_errors=True)
+        folder = Path(args.output_dir)
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if _LEFT_OVER.fullmatch(path.name):  # of a run that was killed; the lock of --output_dir says it has ended
+                shutil.rmtree(path, ignore_errors=True)
 
     def push(self, save: Callable[[Path], None], step: int) -> None:
         """Let `save(folder)` write the published layout, card included, and queue its upload."""
-        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=self.args.output_dir, prefix=_PREFIX))
+        folder = Path(self.args.output_dir, f"{_PREFIX}{uuid.uuid4().hex[:8]}")
         try:
+            folder.mkdir(parents=True)
             save(folder)
-        except OSError as error:  # such as a full disk: no reason to end a training
+        except (OSError, PublishError) as error:  # such as a full disk: no reason to end a training
             shutil.rmtree(folder, ignore_errors=True)
             self._report(step, error)
         else:
@@ -55,18 +61,18 @@ class CheckpointPusher:
                 message=f"Student after {step} iterations",
             )
             logger.info("Pushed the student of iteration %d: %s, commit %s", step, done.repo_id, done.commit)
-        except PublishError as error:
+        except UserError as error:
             self._report(step, error)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _report(self, step: int, error: Exception) -> None:
         self.failed += 1
-        why = reason(error.__cause__) if error.__cause__ else str(error)
+        why = redact(reason(error.__cause__) if error.__cause__ else str(error), self.args.hub_token)
         logger.warning("The student of iteration %d was not pushed, and training goes on. %s", step, why)
 
     def close(self) -> None:
-        """Wait for what is queued. An error that is no refusal of the Hub's is raised here."""
+        """Wait for what is queued. An error that is not a refusal is raised here."""
         self.worker.shutdown(wait=True)
         for future in self.queued:
             future.result()
