@@ -10,8 +10,9 @@ the student's sample and x^_psi the teacher's target, F_k the features and D_k t
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,13 +20,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
-from training.publishing.publisher import Publisher
 
 from distillation.losses import Batch, StudentSample
 from distillation.noise import derive_seed
 from training.accelerator import make_accelerator
 from training.command import run_command
-from training.data.dataset import load_rows
+from training.data.dataset import load_rows, make_dataloader
 from training.data.reader import make_reader
 from training.description import describe
 from training.encoding.batches import make_batch_maker
@@ -40,8 +40,11 @@ from training.options.refusals import refuse
 from training.options.resuming import check_resumed
 from training.players import Players, make_players
 from training.progress import READ_EVERY, Progress
+from training.publishing.publisher import Publisher, output_folder
 from training.resume import checkpoint_to_resume, choose_seed, run_arguments
+from training.run import Run
 from training.run_state import RunState, unpack_run
+from training.saving import save, tracker_config
 from training.validation import Validator
 
 logger = logging.getLogger("train_add")
@@ -130,17 +133,17 @@ def _backward(
     return figures, total
 
 
-def prepare(options: Options, family: type[Family]) -> Run:
+def prepare(options: Options, family: type[Family], accelerator: Accelerator) -> Run:
     """Make the parts of a run. What cannot work is refused before any weight is loaded.
 
     Args:
+        options: as `refuse` has let them pass.
         family: of the student.
+        accelerator: of `make_accelerator`.
 
     Raises:
-        UserError: an option, the data, a model, the output folder or the checkpoint cannot be used.
+        UserError: the data, a model or the checkpoint cannot be used.
     """
-    refuse(options)
-    accelerator = make_accelerator(options)
     student, teacher = open_families(options, family)
     schedules = make_schedules(options, student, teacher)
     checkpoint = checkpoint_to_resume(options, accelerator)
@@ -171,8 +174,15 @@ def train(options: Options, family: type[Family]) -> None:
         UserError: something cannot be used, or the run has diverged.
         Interrupted: a signal has ended the run, after a checkpoint.
     """
-    with advise_when_out_of_memory(options), Interruption() as interruption, logging_redirect_tqdm():
-        run = prepare(options, family)
+    refuse(options)
+    accelerator = make_accelerator(options)
+    with (
+        advise_when_out_of_memory(options),
+        output_folder(options, accelerator),
+        Interruption() as interruption,
+        logging_redirect_tqdm(),
+    ):
+        run = prepare(options, family, accelerator)
         publisher = Publisher(run)
         run.accelerator.init_trackers(options.output.tracker_project_name, config=tracker_config(run.arguments))
         logger.info("ADD distillation\n%s", describe(run))

@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 
 from train_add import iteration, prepare
+from training.accelerator import make_accelerator
 from training.data.dataset import make_dataloader
 from training.models.families import Family
 from training.options.options import Options
+from training.options.refusals import refuse
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Speed:
 
 def time_iterations(options: Options, family: type[Family], iterations: int, warmup: int = 3) -> Speed:
     """Prepare a run and time `iterations` of its iterations, data loading excluded and encoding included."""
-    run = prepare(options, family)
+    refuse(options)
+    run = prepare(options, family, make_accelerator(options))
     device, batch_size = run.accelerator.device, run.effective_batch_size
     loader = make_dataloader(
         run.rows, run.reader, batch_size=batch_size, num_workers=options.data.dataloader_num_workers

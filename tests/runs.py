@@ -12,10 +12,12 @@ import train_add
 import train_add_sdxl
 from pipelines import ADDPipeline, ADDXLPipeline
 from tests import tiny_world
+from training.accelerator import make_accelerator
 from training.data.dataset import make_dataloader
 from training.models.families import StableDiffusion, StableDiffusionXL
 from training.options import Options, make_parser
 from training.options.models import SDXLOptions
+from training.options.refusals import refuse
 
 
 @dataclass
@@ -50,7 +52,9 @@ def parse(world, output_dir, *extra, more=()):
 def prepare_run(world, output_dir, *extra, family=StableDiffusion):
     """The parts of a run of `family`, as the training script makes them."""
     more = (SDXLOptions,) if family is StableDiffusionXL else ()
-    return train_add.prepare(parse(world, output_dir, *extra, more=more), family)
+    options = parse(world, output_dir, *extra, more=more)
+    refuse(options)
+    return train_add.prepare(options, family, make_accelerator(options))
 
 
 def make_batches(prepared, batch_size=4, count=1):
