@@ -4,7 +4,6 @@
 a card is a seal, a hash of the text above it: a card whose seal does not fit has been edited by someone, and is theirs.
 """
 
-import argparse
 import hashlib
 import json
 import logging
@@ -20,6 +19,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from training.checkpoints.manifest import replace_text
+from training.options.options import Options
 from training.publishing.card_facts import describe_sampling, measured_table
 from training.publishing.layout import CARD, INDEX, LORA, MAIN, RUN_FILE, SAMPLES, PublishError
 from training.publishing.license import inherited_license
@@ -27,10 +27,6 @@ from training.publishing.license import inherited_license
 logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
-# Of no use to a reader of the card, or nobody's business. Whatever has "token" in its name is left out besides.
-_PRIVATE = {"push_to_hub", "push_every_checkpoint", "hub_private_repo", "hub_model_id", "output_dir", "logging_dir",
-            "cache_dir", "cache_dir_latents", "report_to", "tracker_project_name",
-            "resume_from_checkpoint"}  # fmt: skip
 # An earlier version wrote training/card.py.
 _SEAL = re.compile(
     r"<!-- written by training/(?:publishing/)?card\.py; sha256 of the text above: ([0-9a-f]{64}) -->\s*\Z"
@@ -38,24 +34,24 @@ _SEAL = re.compile(
 
 
 def record_run(
-    args: argparse.Namespace, folder: str | Path, facts: Mapping[str, Any], pipeline_class: str, base_model: str
+    options: Options, folder: str | Path, facts: Mapping[str, Any], pipeline_class: str, base_model: str
 ) -> None:
     """Write `add_run.json`: what the published files do not say themselves. No token, no path of this machine."""
     is_local = os.path.isdir(base_model)
     run = {
         "base_model": Path(base_model).name if is_local else base_model,
         "base_model_on_hub": not is_local,
-        "license": inherited_license(base_model, getattr(args, "hub_token", None)),
+        "license": inherited_license(base_model, options.hub.hub_token),
         "pipeline_class": pipeline_class,
         "facts": dict(facts),
         "libraries": {name: version(name) for name in ("torch", "diffusers", "transformers")},
-        "arguments": _public_arguments(args),
+        "arguments": _public_arguments(options),
     }
     Path(folder, RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 def write_card(
-    args: argparse.Namespace,
+    options: Options,
     folder: str | Path,
     facts: Mapping[str, Any],
     pipeline_class: str,
@@ -64,17 +60,17 @@ def write_card(
     """Record the run in `folder`, copy its newest validation grid to `samples.png`, and write `README.md`.
 
     Args:
-        args: the run's flags.
+        options: of the run.
         folder: holds the published layout already.
         facts: what the card lists under "Training", by name; such as {"iterations": 20000, "effective batch": 64}.
         pipeline_class: name of the stock class, such as StableDiffusionPipeline.
         base_model: Hub id or folder of the model the student started from; `--pretrained_teacher_model` if not given.
     """
-    record_run(args, folder, facts, pipeline_class, base_model or args.pretrained_teacher_model)
-    grids = Path(args.output_dir, "validation").glob("step-*.png")
+    record_run(options, folder, facts, pipeline_class, base_model or options.models.pretrained_teacher_model)
+    grids = Path(options.output.output_dir, "validation").glob("step-*.png")
     if newest := max(grids, key=lambda path: int(path.stem.split("-")[1]), default=None):
         shutil.copyfile(newest, Path(folder, SAMPLES))
-    return refresh_card(folder, args.hub_model_id or Path(os.path.abspath(args.output_dir)).name)
+    return refresh_card(folder, options.hub.hub_model_id or Path(os.path.abspath(options.output.output_dir)).name)
 
 
 def refresh_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> Path:
@@ -193,8 +189,8 @@ def _license_note(base: str, license_: str | None) -> str:
     return f"It is that of {base}, from which this model was distilled: its terms and use restrictions carry over."
 
 
-def _public_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that were set, without tokens; of a path its last part."""
+def _public_arguments(options: Options) -> dict[str, Any]:
+    """The flags that have a value and concern a reader; of a path its last part."""
 
     def public(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -202,5 +198,5 @@ def _public_arguments(args: argparse.Namespace) -> dict[str, Any]:
         is_path = isinstance(value, str | Path) and (os.path.isabs(value) or os.path.exists(value))
         return Path(value).name if is_path else value
 
-    kept = {k: v for k, v in vars(args).items() if k not in _PRIVATE and "token" not in k and v is not None}
+    kept = {name: value for name, value in options.public().items() if value is not None}
     return {key: public(value) for key, value in kept.items()}

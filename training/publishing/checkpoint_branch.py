@@ -1,6 +1,5 @@
 """`--push_every_checkpoint`: the student of each checkpoint, on a branch of its own, while training goes on."""
 
-import argparse
 import logging
 import re
 import shutil
@@ -10,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from training.errors import UserError
+from training.options.options import Options
 from training.publishing.attempt import reason
 from training.publishing.hub import publish, repo_name
 from training.publishing.layout import PublishError
@@ -28,19 +28,19 @@ class CheckpointPusher:
     training goes on. `close` waits for the last one.
     """
 
-    def __init__(self, args: argparse.Namespace, private: bool | None = None):
-        self.args, self.private = args, private
+    def __init__(self, options: Options):
+        self.options = options
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
         self.queued: list[Future] = []
         self.failed = 0
-        folder = Path(args.output_dir)
+        folder = Path(options.output.output_dir)
         for path in folder.iterdir() if folder.is_dir() else ():
             if _LEFT_OVER.fullmatch(path.name):  # of a run that was killed; the lock of --output_dir says it has ended
                 shutil.rmtree(path, ignore_errors=True)
 
     def push(self, save: Callable[[Path], None], step: int) -> None:
         """Let `save(folder)` write the published layout, card included, and queue its upload."""
-        folder = Path(self.args.output_dir, f"{_PREFIX}{uuid.uuid4().hex[:8]}")
+        folder = Path(self.options.output.output_dir, f"{_PREFIX}{uuid.uuid4().hex[:8]}")
         try:
             folder.mkdir(parents=True)
             save(folder)
@@ -54,9 +54,9 @@ class CheckpointPusher:
         try:
             done = publish(
                 folder,
-                repo_name(self.args),
-                token=self.args.hub_token,
-                private=self.private,
+                repo_name(self.options),
+                token=self.options.hub.hub_token,
+                private=self.options.hub.hub_private_repo,
                 branch=BRANCH,
                 message=f"Student after {step} iterations",
             )
@@ -68,7 +68,7 @@ class CheckpointPusher:
 
     def _report(self, step: int, error: Exception) -> None:
         self.failed += 1
-        why = redact(reason(error.__cause__) if error.__cause__ else str(error), self.args.hub_token)
+        why = redact(reason(error.__cause__) if error.__cause__ else str(error), self.options.hub.hub_token)
         logger.warning("The student of iteration %d was not pushed, and training goes on. %s", step, why)
 
     def close(self) -> None:

@@ -1,6 +1,5 @@
 """The published layout on the Hub: at the end of training with `--push_to_hub`, or of a finished run by `command`."""
 
-import argparse
 import logging
 import os
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
+from training.options.options import Options
 from training.publishing.attempt import Attempt, reason
 from training.publishing.card import is_untouched, refresh_card
 from training.publishing.layout import CARD, MAIN, PublishError, is_weight_file, stale_files
@@ -32,22 +32,22 @@ class Published:
     card_kept: bool
 
 
-def repo_name(args: argparse.Namespace) -> str:
+def repo_name(options: Options) -> str:
     """The repo that a run pushes to; without a namespace it is the token owner's."""
-    return args.hub_model_id or Path(os.path.abspath(args.output_dir)).name
+    return options.hub.hub_model_id or Path(os.path.abspath(options.output.output_dir)).name
 
 
-def check_push(args: argparse.Namespace, private: bool | None = None) -> str:
+def check_push(options: Options) -> str:
     """Create the run's repo and see that it can be written to, before hours of training. Returns the repo id.
 
     Raises:
         PublishError: no token, no permission, no network.
     """
-    token = clean_token(args.hub_token)
+    token = clean_token(options.hub.hub_token)
     api = HfApi(token=token)
     try:
-        check_repo_id(repo_name(args), "--hub_model_id")
-        repo_id = api.create_repo(repo_name(args), private=private, exist_ok=True).repo_id
+        check_repo_id(repo_name(options), "--hub_model_id")
+        repo_id = api.create_repo(repo_name(options), private=private, exist_ok=True).repo_id
         _refuse_public(api.model_info(repo_id), private)
         # Asks how this file would be uploaded, which the Hub answers only for accounts with write access. Nothing is sent.
         api.preupload_lfs_files(repo_id, [CommitOperationAdd(CARD, b"x")])
@@ -56,7 +56,7 @@ def check_push(args: argparse.Namespace, private: bool | None = None) -> str:
     except Exception as error:  # HTTP errors, and whatever else the client raises
         why = redact(reason(error), token)
         raise PublishError(
-            f"--push_to_hub got True, but {repo_name(args)} cannot be pushed to: {why}. Training has not begun"
+            f"--push_to_hub got True, but {repo_name(options)} cannot be pushed to: {why}. Training has not begun"
         ) from error
     return repo_id
 
@@ -73,13 +73,13 @@ def check_repo_id(repo_id: str, flag: str) -> None:
         raise PublishError(f"{flag} got {repo_id!r}: {' '.join(str(error).split())}") from None
 
 
-def push_published(args: argparse.Namespace, private: bool | None = None) -> str:
+def push_published(options: Options) -> str:
     """Upload the published layout of a run in one commit. Returns the repo id.
 
     Raises:
         PublishError: the Hub refused; the model stays in `--output_dir`.
     """
-    return publish(args.output_dir, repo_name(args), token=args.hub_token, private=private).repo_id
+    return publish(options.output.output_dir, repo_name(options), token=options.hub.hub_token, private=private).repo_id
 
 
 def publish(

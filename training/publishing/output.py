@@ -1,6 +1,5 @@
 """What a run leaves for others: the published layout, or the adapter, with its card."""
 
-import argparse
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 
 from training.models.families import Family
 from training.models.lora import fuse_lora, save_lora
+from training.options.options import Options
 from training.publishing.card import is_edited, write_card
 from training.publishing.layout import CARD
 from training.publishing.published_folder import set_sample_size
@@ -18,7 +18,7 @@ from training.publishing.replacement import replacing_student
 
 
 def write_output(
-    args: argparse.Namespace,
+    options: Options,
     folder: Path,
     family: Family,
     student: UNet2DConditionModel,
@@ -38,21 +38,21 @@ def write_output(
         FolderInUse: another process writes into `folder`.
     """
     with replacing_student(folder) as stage:
-        if args.use_lora:
+        if options.lora.use_lora:
             save_lora(student, family.pipeline_class, stage)
             scheduler.save_pretrained(stage / "scheduler")
-        if not args.use_lora or args.fuse_lora:
+        if not options.lora.use_lora or options.lora.fuse_lora:
             fresh, cpu = family.unloaded(), torch.device("cpu")
             fresh.load_text_encoders(torch.float32, cpu)
             fresh.load_vae(torch.float32, cpu)
-            unet = fresh.load_unet(torch.float32, cpu) if args.use_lora else student
+            unet = fresh.load_unet(torch.float32, cpu) if options.lora.use_lora else student
             pipeline = fresh.pipeline(unet, scheduler)
-            if args.use_lora:
+            if options.lora.use_lora:
                 fuse_lora(pipeline, stage)
             pipeline.save_pretrained(stage)
             factor = 2 ** (len(fresh.vae.config.block_out_channels) - 1)
-            set_sample_size(stage, args.resolution // factor)
-        card = write_card(args, stage, facts, family.pipeline_class.__name__, base_model=family.name)
+            set_sample_size(stage, options.data.resolution // factor)
+        card = write_card(options, stage, facts, family.pipeline_class.__name__, base_model=family.name)
         for weights in (*stage.glob("*.safetensors"), *stage.glob("*/*.safetensors")):
             shutil.copymode(card, weights)  # safetensors makes files that only their owner may read
         if is_edited(folder / CARD):

@@ -42,7 +42,7 @@ def output_folder(options: Options, accelerator: Accelerator) -> Iterator[None]:
     def check() -> None:
         check_output_folder(output_dir, options.output.resume_from_checkpoint, read)
         if options.hub.push_to_hub:
-            check_push(options.hub, output_dir)
+            check_push(options)
 
     on_main_process(accelerator, check)
     with lock_folder_of_run(accelerator, output_dir, "--output_dir"):
@@ -56,7 +56,7 @@ class Publisher:
         self.run = run
         self.pusher = None
         if run.options.hub.push_every_checkpoint and run.accelerator.is_main_process:
-            self.pusher = CheckpointPusher(run.options.hub, run.options.output.output_dir)
+            self.pusher = CheckpointPusher(run.options)
 
     def write(self, folder: Path) -> None:
         """Write the published layout of the student as it is now. To be called at the main process.
@@ -100,4 +100,4 @@ class Publisher:
         if self.pusher is not None:
             self.pusher.close()
         if options.hub.push_to_hub:
-            push_published(options.hub, folder)
+            push_published(options)
