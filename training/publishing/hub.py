@@ -43,13 +43,14 @@ def check_push(options: Options) -> str:
     Raises:
         PublishError: no token, no permission, no network.
     """
-    token = clean_token(options.hub.hub_token)
+    token, private = clean_token(options.hub.hub_token), options.hub.hub_private_repo
     api = HfApi(token=token)
     try:
         check_repo_id(repo_name(options), "--hub_model_id")
         repo_id = api.create_repo(repo_name(options), private=private, exist_ok=True).repo_id
         _refuse_public(api.model_info(repo_id), private)
-        # Asks how this file would be uploaded, which the Hub answers only for accounts with write access. Nothing is sent.
+        # Asks how this file would be uploaded, which the Hub answers only for accounts with write access. It sends
+        # nothing.
         api.preupload_lfs_files(repo_id, [CommitOperationAdd(CARD, b"x")])
     except PublishError:
         raise
@@ -79,7 +80,8 @@ def push_published(options: Options) -> str:
     Raises:
         PublishError: the Hub refused; the model stays in `--output_dir`.
     """
-    return publish(options.output.output_dir, repo_name(options), token=options.hub.hub_token, private=private).repo_id
+    hub, folder = options.hub, options.output.output_dir
+    return publish(folder, repo_name(options), token=hub.hub_token, private=hub.hub_private_repo).repo_id
 
 
 def publish(
