@@ -1,20 +1,229 @@
 #!/usr/bin/env python
 """Distil Stable Diffusion 1.x or 2.x into a student that samples in 1 to 4 steps (ADD, 2311.17042).
 
-What is Stable Diffusion's own stands in `training/families/stable_diffusion.py`, the loop and its flags in `training/`.
+This file is the run. `train` prepares it, iterates, and publishes the student; `discriminator_step` and `student_step`
+are the two updates of an iteration. They call the losses in distillation/losses.py, the discriminator in discriminator/
+and, for everything around the method, the folders in training/.
+
+In the paper's notation x0 is a real image and z0 its latent, s a student timestep and t a teacher timestep, x^_theta the
+student's sample and x^_psi the teacher's target, F_k the features and D_k the heads of the discriminator.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from distillation.losses import Batch, StudentSample
+from distillation.noise import derive_seed
+from training.accelerator import make_accelerator
+from training.checkpoints.store import save_checkpoint
 from training.command import run_command
-from training.loop import run_training
-from training.models.families import StableDiffusion
-from training.options.arguments import make_parser
+from training.data.dataset import Rows, load_rows, make_dataloader
+from training.data.reader import SampleReader, make_reader
+from training.encoding.batches import BatchMaker
+from training.encoding.cache import open_embeddings
+from training.interruption import Interrupted, Interruption
+from training.models.families import Family, StableDiffusion, open_families
+from training.models.networks import Networks, load_networks, make_discriminator
+from training.options import Options, make_parser
+from training.options.derived import effective_batch_size, make_schedules, total_iterations
+from training.options.memory_advice import advise_when_out_of_memory
+from training.options.refusals import refuse
+from training.options.resuming import check_resumed
+from training.players import Players, make_players
+from training.progress import READ_EVERY, Progress
+from training.publishing.output import Publisher
+from training.resume import checkpoint_to_resume, choose_seed, run_arguments
+from training.run_state import RunState, pack_run, unpack_run
+from training.summary import describe_run
+from training.validation import Validator
+
+logger = logging.getLogger("train_add")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    run_command(make_parser(__doc__.split("\n")[0]), argv, lambda args: run_training(args, StableDiffusion))
+    parser = make_parser(__doc__.split("\n")[0])
+    run_command(parser, argv, lambda args: train(Options.of(args), StableDiffusion))
+
+
+def iteration(players: Players, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], Tensor]:
+    """One iteration of ADD (paper 3.1): the discriminator's step, then the student's.
+
+    With one micro-batch the student's sample is computed once and shared by both steps. With several, keeping their
+    graphs until the discriminator has moved would cost the memory that accumulation is there to save. So each step
+    samples again; the noise is part of the batch, so the samples are the same.
+
+    Returns:
+        Scalars by name, means over the micro-batches, on the device; and 1.0 where either step was skipped for a
+        non-finite loss or gradient, else 0.0.
+    """
+    shared = players.losses.sample(micro_batches[0]) if len(micro_batches) == 1 else None
+    figures, skipped = discriminator_step(players, micro_batches, shared) if players.heads is not None else ({}, None)
+    more, student_skipped = student_step(players, micro_batches, shared)
+    if players.ema is not None:
+        players.ema.step(players.trainable().values())
+    return figures | more, student_skipped if skipped is None else torch.maximum(skipped, student_skipped)
+
+
+def discriminator_step(
+    players: Players, micro_batches: list[Batch], shared: StudentSample | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The discriminator's step on real images and detached samples of the student (paper Eq. 3).
+
+    Minimizes sum_k E[max(0, 1 - D_k(F_k(x0)))] + gamma R1 + E[max(0, 1 + D_k(F_k(x^_theta)))].
+    """
+    losses = players.losses
+
+    def eq_3(batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            x_theta = shared or losses.sample(batch)
+        return losses.discriminator_losses(batch, x_theta)
+
+    figures, total = _backward(players.accelerator, losses.heads, micro_batches, eq_3)
+    figures["gradient_norm/discriminator"], skipped = players.updaters["discriminator"].update(total)
+    return figures, skipped
+
+
+def student_step(
+    players: Players, micro_batches: list[Batch], shared: StudentSample | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The student's step against the updated discriminator and towards the teacher's target (paper Eqs. 1, 2 and 4).
+
+    Minimizes -sum_k E[D_k(F_k(x^_theta))] + lambda E[c(t) || x^_theta - sg(x^_psi(x^_theta,t ; t)) ||^2].
+    """
+    losses = players.losses
+
+    def eq_1(batch: Batch) -> dict[str, Tensor]:
+        x_theta = shared or losses.sample(batch)
+        return losses.student_losses(batch, x_theta)
+
+    figures, total = _backward(players.accelerator, losses.student, micro_batches, eq_1)
+    figures["gradient_norm/student"], skipped = players.updaters["student"].update(total)
+    return figures, skipped
+
+
+def _backward(
+    accelerator: Accelerator,
+    network: nn.Module | None,
+    micro_batches: list[Batch],
+    losses_of: Callable[[Batch], dict[str, Tensor]],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Add the gradients of the mean loss over micro-batches. Returns the other scalars' means, and the loss."""
+    n, figures, total = len(micro_batches), {}, torch.zeros((), device=accelerator.device)
+    for i, batch in enumerate(micro_batches):
+        # Processes exchange gradients with the last micro-batch only. DistributedDataParallel decides that in the
+        # forward pass, so the context is around both.
+        with nullcontext() if i == n - 1 else accelerator.no_sync(network):
+            losses = losses_of(batch)
+            loss = losses.pop("total") / n
+            accelerator.backward(loss)
+        total = total + loss.detach()
+        for name, value in losses.items():
+            figures[name] = figures.get(name, 0.0) + value.detach() / n
+    return figures, total
+
+
+@dataclass
+class Run:
+    """The parts of a run, made by `prepare`."""
+
+    options: Options
+    accelerator: Accelerator
+    family: Family
+    networks: Networks
+    players: Players
+    state: RunState
+    rows: Rows
+    reader: SampleReader
+    make_batch: BatchMaker
+    publisher: Publisher
+    arguments: dict[str, Any]
+    total_steps: int
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Samples per iteration, over all processes."""
+        return effective_batch_size(self.options, self.accelerator.num_processes)
+
+
+def prepare(options: Options, family: type[Family]) -> Run:
+    """Make the parts of a run. What cannot work is refused before any weight is loaded.
+
+    Raises:
+        UserError: an option, the data, a model, the output folder or the checkpoint cannot be used.
+    """
+    refuse(options)
+    accelerator = make_accelerator(options)
+    student, teacher = open_families(options, family)
+    schedules = make_schedules(options, student, teacher)
+    publisher = Publisher(options, accelerator, student, schedules[0].prediction_type)
+
+    checkpoint = checkpoint_to_resume(options, accelerator)
+    seed = choose_seed(options, checkpoint, accelerator)
+    rows, reader = load_rows(options, seed), make_reader(options.data, seed)
+    total_steps = total_iterations(options, rows, accelerator.num_processes)
+    arguments = run_arguments(options, seed, accelerator, rows, student, teacher)
+    changed = check_resumed(checkpoint, arguments, options) if checkpoint is not None else []
+
+    set_seed(derive_seed(seed) % 2**32)  # initial weights are the same at every process
+    networks = load_networks(options, student, teacher, accelerator)
+    embeddings = open_embeddings(options, accelerator, rows, reader, student, teacher, networks.latents)
+    discriminator = make_discriminator(options, embeddings.condition_dim, accelerator)
+    players = make_players(options, accelerator, networks, discriminator, schedules, total_steps)
+    state = RunState(seed) if checkpoint is None else unpack_run(checkpoint, players, accelerator)
+    state.changed += changed
+    make_batch = BatchMaker.of(options, student, teacher, networks.latents, embeddings, seed, len(schedules[0]), accelerator)
+    return Run(
+        options, accelerator, student, networks, players, state, rows, reader, make_batch, publisher, arguments,
+        total_steps,
+    )  # fmt: skip
+
+
+def train(options: Options, family: type[Family]) -> None:
+    """Distil a student of `family`. The result is in `--output_dir`, and on the Hub with `--push_to_hub`.
+
+    Raises:
+        UserError: something cannot be used, or the run has diverged.
+        Interrupted: a signal has ended the run, after a checkpoint.
+    """
+    with advise_when_out_of_memory(options), logging_redirect_tqdm(), Interruption() as interruption:
+        run = prepare(options, family)
+        accelerator, state = run.accelerator, run.state
+        accelerator.init_trackers(options.output.tracker_project_name, config=tracker_config(run.arguments))
+        logger.info("ADD distillation\n%s", describe_run(run))
+        progress = Progress(accelerator, run.players, state, run.total_steps, run.effective_batch_size, options)
+        validator = Validator(run)
+        for micro_batches in micro_batches_from(run):
+            if state.step >= run.total_steps:
+                break
+            take_iteration(run, micro_batches, progress)
+            is_last = state.step == run.total_steps
+            if is_last or state.step % READ_EVERY == 0:
+                progress.show()
+            if validator.is_due(state.step, is_last):
+                validator.validate(state.step)
+            # Processes have to agree on a signal, and for that they wait for each other.
+            signal = interruption.agreed(accelerator, state.step)
+            if is_last or signal or state.step % options.output.checkpointing_steps == 0:
+                progress.show()  # raises where the steps since the last checkpoint were skipped
+                save(run)
+            if signal and not is_last:
+                accelerator.end_training()
+                raise Interrupted(signal, state.step)
+        progress.close()
+        run.publisher.publish(run.players, run.state)
+        accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -10,18 +10,13 @@ from collections.abc import Sequence
 from training.command import run_command
 from training.loop import run_training
 from training.models.families import StableDiffusionXL
-from training.options.arguments import make_parser
+from training.options.arguments import add_sdxl_flags, make_parser
 
 
 def make_sdxl_parser() -> argparse.ArgumentParser:
     """The shared flags, and SDXL's own."""
     parser = make_parser(__doc__.split("\n")[0])
-    parser.add_argument_group("SDXL").add_argument(
-        "--pretrained_vae_model_name_or_path",
-        default=None,
-        help="Autoencoder in place of the student's own, such as madebyollin/sdxl-vae-fp16-fix; it is published with "
-        "the student. SDXL's own overflows in fp16, where it is run in bf16 or fp32 instead.",
-    )
+    add_sdxl_flags(parser)
     return parser
 
 

@@ -44,14 +44,14 @@ def count_iteration(model: str, args: argparse.Namespace, batches: Sequence[int]
     with fake_run(model, args) as run:
         meter.hold(run.tensors())
         with meter:
-            run.iterate(1)  # makes the optimizers' state
+            run.run_iteration(1)  # makes the optimizers' state
             return [_measure(run, meter, size) for size in batches or [args.train_batch_size]]
 
 
 def _measure(run: FakeRun, meter: Meter, batch: int) -> Cost:
     meter.reset()
     resting = meter.live
-    run.iterate(batch)
+    run.run_iteration(batch)
     images = batch * run.args.gradient_accumulation_steps
     return Cost(
         batch=images,

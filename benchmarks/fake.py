@@ -32,13 +32,13 @@ from benchmarks.architectures import (
 from benchmarks.packed import pack_linears
 from discriminator import AUGMENT_NUMBERS, Discriminator, FeatureNetwork, ImageCondition
 from distillation.latents import LatentSpace, Window
-from distillation.losses import ADDStep, Batch
-from distillation.noise import Draws
+from distillation.losses import Batch, Losses
+from distillation.noise import SampleNoise
 from distillation.schedule import NoiseSchedule
 from distillation.teacher import TeacherConditions
-from training.iteration import iterate
+from training.iteration import train_iteration
 from training.models.lora import add_lora
-from training.models.networks import QUANTIZED, Diffusers, make_step
+from training.models.networks import QUANTIZED, Networks, make_losses
 from training.optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
 from training.options.derived import guiding_prompts
 
@@ -66,7 +66,7 @@ class Encoders(nn.ModuleList):
 
 @dataclass(frozen=True)
 class FakeRun:
-    """What a trainer has when it begins to iterate.
+    """What a trainer has when its first iteration begins.
 
     Attributes:
         encoders: of captions, c_text and c_img; none where those are read from the cache.
@@ -74,8 +74,8 @@ class FakeRun:
 
     args: argparse.Namespace
     architecture: Architecture
-    step: ADDStep
-    networks: Diffusers
+    losses: Losses
+    networks: Networks
     updaters: dict[str, Updater]
     ema: EMAModel | None
     accelerator: Accelerator
@@ -84,7 +84,7 @@ class FakeRun:
     def tensors(self) -> Iterator[Tensor]:
         """Everything that lies in memory before the first iteration."""
         space = self.networks.latents
-        modules = (self.networks.student, self.networks.teacher, space.vae, space.decoder, self.step.discriminator)
+        modules = (self.networks.student, self.networks.teacher, space.vae, space.decoder, self.losses.discriminator)
         for module in (*modules, self.encoders):
             if module is not None:
                 yield from module.parameters()
@@ -92,10 +92,10 @@ class FakeRun:
         if self.ema is not None:
             yield from self.ema.shadow_params
 
-    def iterate(self, batch_size: int) -> None:
+    def run_iteration(self, batch_size: int) -> None:
         """One iteration as the training loop has it."""
-        window = [self._batch(batch_size) for _ in range(self.args.gradient_accumulation_steps)]
-        iterate(self.step, window, self.updaters, self.accelerator)
+        micro_batches = [self._batch(batch_size) for _ in range(self.args.gradient_accumulation_steps)]
+        train_iteration(self.losses, micro_batches, self.updaters, self.accelerator)
         if self.ema is not None:
             self.ema.step([p for p in self.networks.student.parameters() if p.requires_grad])
 
@@ -107,18 +107,18 @@ class FakeRun:
             self.networks.latents.moments(x0)
             self.encoders(x0)
         condition = self.architecture.empty_condition(b, half(args))
-        window = None
+        decode_window = None
         if args.decode_crop_size is not None:
-            window = Window.draw((side, side), args.decode_crop_size // self.networks.latents.factor, (0.5, 0.5))
+            decode_window = Window.draw((side, side), args.decode_crop_size // self.networks.latents.factor, (0.5, 0.5))
         return Batch(
             x0=x0,
-            z0=(z, z),
+            z0_moments=(z, z),
             condition=condition,
             teacher_conditions=TeacherConditions(*[condition] * (1 + len(guiding_prompts(args)))),
             c=torch.empty(b, CONDITION_DIM),
-            draws=Draws(z, t, z, t, z, numbers, numbers),
-            crop=(0.9, 0.5, 0.5),
-            window=window,
+            noise=SampleNoise(z, t, z, t, z, numbers, numbers),
+            discriminator_crop=(0.9, 0.5, 0.5),
+            decode_window=decode_window,
         )
 
 
@@ -163,8 +163,8 @@ def _in_float32(function: Callable) -> Callable:
     return call
 
 
-def _make_networks(architecture: Architecture, args: argparse.Namespace) -> Diffusers:
-    """As `training.models.networks.load_diffusers`, from configs and on whatever device is the default."""
+def _make_networks(architecture: Architecture, args: argparse.Namespace) -> Networks:
+    """As `training.models.networks.load_networks`, from configs and on whatever device is the default."""
 
     def frozen(network: nn.Module, dtype: torch.dtype) -> nn.Module:
         return nn.Module.to(network, dtype).eval().requires_grad_(False)
@@ -188,7 +188,7 @@ def _make_networks(architecture: Architecture, args: argparse.Namespace) -> Diff
     if args.gradient_checkpointing:
         student.enable_gradient_checkpointing()
         vae.enable_gradient_checkpointing()
-    return Diffusers(student.train(), teacher, LatentSpace(vae, tiny, args.decode_crop_halo), None)
+    return Networks(student.train(), teacher, LatentSpace(vae, tiny, args.decode_crop_halo), None)
 
 
 def _make_discriminator(args: argparse.Namespace) -> Discriminator:
@@ -199,7 +199,7 @@ def _make_discriminator(args: argparse.Namespace) -> Discriminator:
 def _assemble(
     architecture: Architecture,
     args: argparse.Namespace,
-    networks: Diffusers,
+    networks: Networks,
     discriminator: Discriminator | None,
     encoders: Encoders | None,
 ) -> FakeRun:
@@ -215,8 +215,8 @@ def _assemble(
     }
     alphas = torch.linspace(0.9999, 0.0047, 1000)
     schedule = NoiseSchedule(alphas.sqrt(), (1 - alphas).sqrt(), architecture.prediction_type)
-    step = make_step(
+    losses = make_losses(
         args, networks, accelerator.prepare_model(networks.student), discriminator, (schedule, schedule), accelerator
     )
     ema = EMAModel(trainable, decay=args.ema_decay, foreach=True) if args.use_ema else None
-    return FakeRun(args, architecture, step, networks, updaters, ema, accelerator, encoders)
+    return FakeRun(args, architecture, losses, networks, updaters, ema, accelerator, encoders)

@@ -24,7 +24,7 @@ from benchmarks.runs import AIMS, RESULTS, Run, compare, measure_all
 from training.models.families import StableDiffusion, StableDiffusionXL
 from training.options.arguments import make_parser as make_training_parser
 
-FAMILIES = {"sd": StableDiffusion, "sdxl": StableDiffusionXL}
+FAMILY_OF_LAYOUT = {"sd": StableDiffusion, "sdxl": StableDiffusionXL}
 BATCHES = (1, 4)  # of the table of options
 
 
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> dict:
     world = build_world(args.model, args.world / args.model / str(args.resolution), args.resolution, device)
     flags = (args.model, args.recipe, args.resolution, args.batch, world, args.more)
     [cost] = count_iteration(args.model, training_args(*flags))
-    family = FAMILIES[ARCHITECTURES[args.model].layout]
+    family = FAMILY_OF_LAYOUT[ARCHITECTURES[args.model].layout]
     speed = time_iterations(training_args(*flags), family, args.iterations, args.warmup)
     rate = matrix_rate(device, torch.bfloat16, 8192 if device.type == "cuda" else 1024)
     achieved = cost.tflop * speed.images_per_second

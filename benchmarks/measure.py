@@ -44,14 +44,14 @@ def time_iterations(args: argparse.Namespace, family: type, iterations: int, war
     loader = make_dataloader(
         trainer.rows, trainer.reader, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers
     )
-    windows = [[loaded] for loaded in islice(loader, warmup + iterations)]
-    for window in windows[:warmup]:
-        trainer._iteration(window)
+    groups = [[loaded] for loaded in islice(loader, warmup + iterations)]
+    for micro_batches in groups[:warmup]:
+        trainer._iteration(micro_batches)
     _reset_peak(device)
     seconds = []
-    for window in windows[warmup:]:
+    for micro_batches in groups[warmup:]:
         start = time.perf_counter()
-        trainer._iteration(window)
+        trainer._iteration(micro_batches)
         _wait(device)
         seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds)

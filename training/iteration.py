@@ -1,4 +1,4 @@
-"""One iteration: the discriminator's step, then the student's. What is computed stands in `step.py`."""
+"""One iteration: the discriminator's step, then the student's. The losses are computed in `distillation/losses.py`."""
 
 from contextlib import nullcontext
 
@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from distillation.losses import ADDStep, Batch
+from distillation.losses import Batch, Losses
 from training.optimization import Updater
 
 
@@ -16,31 +16,31 @@ def backward(accelerator: Accelerator, network: nn.Module, loss: Tensor, is_last
         accelerator.backward(loss)
 
 
-def iterate(
-    step: ADDStep, window: list[Batch], updaters: dict[str, Updater], accelerator: Accelerator
+def train_iteration(
+    losses: Losses, micro_batches: list[Batch], updaters: dict[str, Updater], accelerator: Accelerator
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One iteration on `window`, its micro-batches: first the discriminator's step, then the student's.
+    """One iteration on its `micro_batches`: first the discriminator's step, then the student's.
 
     With one micro-batch the student's sample is computed once and shared. With several, keeping their graphs until the
     discriminator has moved would cost the memory that accumulation is there to save, so each is computed again: the
-    draws are part of the batch, so it is the same sample.
+    noise is part of the batch, so it is the same sample.
 
     Returns:
-        Mean scalars over the window, and 1.0 where either network's step was skipped.
+        Mean scalars over the micro-batches, and 1.0 where either network's step was skipped.
     """
-    n, skips, values = len(window), [], {}
-    shared = step.sample(window[0]) if n == 1 else None
-    phases = [] if step.discriminator is None else [("discriminator", step.heads, step.discriminator_losses)]
-    for name, network, losses_of in [*phases, ("student", step.student, step.student_losses)]:
+    n, skips, values = len(micro_batches), [], {}
+    shared = losses.sample(micro_batches[0]) if n == 1 else None
+    phases = [] if losses.discriminator is None else [("discriminator", losses.heads, losses.discriminator_losses)]
+    for name, network, losses_of in [*phases, ("student", losses.student, losses.student_losses)]:
         total = 0.0
-        for i, batch in enumerate(window):
+        for i, batch in enumerate(micro_batches):
             with torch.set_grad_enabled(name == "student"):
-                sample = shared or step.sample(batch)
-            losses = losses_of(batch, sample)
-            loss = losses.pop("total") / n
+                sample = shared or losses.sample(batch)
+            scalars = losses_of(batch, sample)
+            loss = scalars.pop("total") / n
             backward(accelerator, network, loss, is_last=i == n - 1)
             total = total + loss.detach()
-            for key, value in losses.items():
+            for key, value in scalars.items():
                 values[key] = values.get(key, 0.0) + value.detach() / n
         values[f"gradient_norm/{name}"], skipped = updaters[name].update(total)
         skips.append(skipped)

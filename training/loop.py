@@ -1,4 +1,4 @@
-"""A run: its parts made once, then iterate, average, log, validate, checkpoint, publish."""
+"""A run: its parts made once, then iterations: train, average, log, validate, checkpoint, publish."""
 
 import argparse
 import logging
@@ -24,7 +24,7 @@ from training.encoding.cache import cache_fingerprint, is_there, open_cache
 from training.encoding.embeddings import Embeddings, OnlineEmbeddings
 from training.errors import UserError
 from training.interruption import Interrupted, Interruption
-from training.iteration import iterate
+from training.iteration import train_iteration
 from training.models import networks
 from training.models.families import Family, open_families
 from training.optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
@@ -116,7 +116,7 @@ class Trainer:
         student, teacher = self.student_family, self.teacher_family
         dtype, device = resolve.frozen_dtype(accelerator), accelerator.device
         set_seed(derive_seed(self.seed) % 2**32)  # initial weights: alike at every process
-        self.networks = networks.load_diffusers(args, student, teacher, dtype, device)
+        self.networks = networks.load_networks(args, student, teacher, dtype, device)
         self.embeddings = self._make_embeddings(dtype, device)
         discriminator = None
         if args.adversarial_weight > 0:
@@ -131,9 +131,9 @@ class Trainer:
             updaters["discriminator"] = self._updater(discriminator_optimizer(heads.parameters(), args, scale))
         self.state = RunState(unet, heads, updaters, ema, self.seed)
         prepared = accelerator.prepare_model(unet)
-        self.step = networks.make_step(args, self.networks, prepared, discriminator, self.schedules, accelerator)
+        self.losses = networks.make_losses(args, self.networks, prepared, discriminator, self.schedules, accelerator)
         self.make_batch = BatchMaker(
-            args, student, teacher, self.networks.latents, self.embeddings, resolve.draw_settings(args, self.seed),
+            args, student, teacher, self.networks.latents, self.embeddings, resolve.noise_settings(args, self.seed),
             None if args.condition_image_at_last_timestep else len(self.schedules[0]) - 1, device, dtype,
         )  # fmt: skip
 
@@ -159,7 +159,7 @@ class Trainer:
 
     def describe(self) -> str:
         """The resolved configuration."""
-        discriminator = self.step.discriminator
+        discriminator = self.losses.discriminator
         return setup.describe(
             self.args,
             self.accelerator,
@@ -196,10 +196,10 @@ class Trainer:
             disable=not accelerator.is_local_main_process,
         )  # fmt: skip
         with Interruption() as interruption:
-            for window in _windows(loader, args.gradient_accumulation_steps):
+            for micro_batches in _micro_batches(loader, args.gradient_accumulation_steps):
                 if state.step >= self.total_steps:
                     break
-                self._iteration(window)
+                self._iteration(micro_batches)
                 progress.update(1)
                 self._between_iterations(progress, interruption)
         progress.close()
@@ -224,18 +224,18 @@ class Trainer:
                 self.accelerator.end_training()
                 raise Interrupted(signum, step)
 
-    def _iteration(self, window: list[dict]) -> None:
+    def _iteration(self, micro_batches: list[dict]) -> None:
         state = self.state
         # Dropout of an adapter is the one thing that draws from the global state.
         set_seed(derive_seed(self.seed, state.step, self.accelerator.process_index, 2) % 2**32)
-        batches = [self.make_batch(loaded, state.step) for loaded in window]
-        values, skipped = iterate(self.step, batches, self.state.updaters, self.accelerator)
+        batches = [self.make_batch(loaded, state.step) for loaded in micro_batches]
+        values, skipped = train_iteration(self.losses, batches, self.state.updaters, self.accelerator)
         if state.ema is not None:
             state.ema.step(state.trainable().values())
-        self.monitor.add(values, skipped, [int(i) for loaded in window for i in loaded["sample_ids"]])
+        self.monitor.add(values, skipped, [int(i) for loaded in micro_batches for i in loaded["sample_ids"]])
         state.step += 1
         state.position += self.global_batch
-        state.replaced += sum(loaded["replaced"] for loaded in window)
+        state.replaced += sum(loaded["replaced"] for loaded in micro_batches)
 
     def _scheduler(self):
         prediction_type = self.schedules[0].prediction_type
@@ -291,10 +291,10 @@ class Trainer:
         accelerator.end_training()
 
 
-def _windows(loader: Iterator[dict], size: int) -> Iterator[list[dict]]:
+def _micro_batches(loader: Iterator[dict], size: int) -> Iterator[list[dict]]:
     """Consecutive micro-batches in groups of `size`."""
-    while window := list(islice(loader, size)):
-        yield window
+    while micro_batches := list(islice(loader, size)):
+        yield micro_batches
 
 
 def _tracker_config(args: argparse.Namespace) -> dict:

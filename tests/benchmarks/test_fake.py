@@ -12,7 +12,7 @@ from benchmarks.packed import PackedLinear, pack_linears
 from examples.tiny import models
 from tests.tiny_world import WIDTHS
 from tests.trainers import make_batches, make_trainer
-from training.iteration import iterate
+from training.iteration import train_iteration
 from training.models.quantization import quantize_linears
 from training.optimization import Updater
 from training.options.arguments import make_parser
@@ -56,7 +56,7 @@ def tiny(monkeypatch):
 def measured(trainer):
     """FLOPs an image and peak of the second iteration, with real tensors."""
     meter, networks = Meter(), trainer.networks
-    for module in (networks.student, networks.teacher, networks.latents.vae, trainer.step.discriminator):
+    for module in (networks.student, networks.teacher, networks.latents.vae, trainer.losses.discriminator):
         if module is not None:
             meter.hold([*module.parameters(), *module.buffers()])
     if trainer.state.ema is not None:
@@ -68,7 +68,7 @@ def measured(trainer):
     with meter:
         for _ in range(2):
             meter.reset()
-            iterate(trainer.step, [batch], trainer.state.updaters, trainer.accelerator)
+            train_iteration(trainer.losses, [batch], trainer.state.updaters, trainer.accelerator)
             if trainer.state.ema is not None:
                 trainer.state.ema.step(trainer.state.trainable().values())
     return meter.flops / 4, meter.peak
@@ -132,7 +132,7 @@ def test_a_real_run_may_follow(world, tmp_path, tiny):
         assert Updater._guarded_step is not before[1]
     assert (torch.nn.functional.group_norm, Updater._guarded_step) == before
     trainer = make_trainer(world, tmp_path / "out", "--mixed_precision", "no")
-    assert iterate(trainer.step, make_batches(trainer), trainer.state.updaters, trainer.accelerator)[1] == 0
+    assert train_iteration(trainer.losses, make_batches(trainer), trainer.state.updaters, trainer.accelerator)[1] == 0
 
 
 def test_norms_run_in_float32_under_autocast_as_on_cuda():

@@ -5,7 +5,7 @@ import torch
 
 from distillation.losses import frozen
 from tests.trainers import digest, make_batches, make_trainer
-from training.iteration import iterate
+from training.iteration import train_iteration
 
 
 def gradients(module):
@@ -24,13 +24,13 @@ def test_adversarial_gradient_reaches_the_student_through_decoder_and_vit(predic
     """With L_adv alone the only way to the student's weights leads through F and the decoder."""
     trainer = make_trainer(request.getfixturevalue(prediction), tmp_path / "out", "--distillation_weight", 0)
     batch = make_batches(trainer)[0]
-    trainer.step.student_losses(batch, trainer.step.sample(batch))["total"].backward()
+    trainer.losses.student_losses(batch, trainer.losses.sample(batch))["total"].backward()
     missing = [n for n, p in trainer.state.student.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     # attn keys see one softmax row each at initialization; every convolution must be reached
     assert [n for n in missing if "conv" in n] == []
     for network in (
         trainer.student_family.vae,
-        trainer.step.discriminator.feature_network,
+        trainer.losses.discriminator.feature_network,
         trainer.student_family.text_encoder,
     ):
         assert all(p.grad is None for p in network.parameters())
@@ -39,8 +39,8 @@ def test_adversarial_gradient_reaches_the_student_through_decoder_and_vit(predic
 def test_discriminator_losses_do_not_touch_the_student(world, tmp_path):
     trainer = make_trainer(world, tmp_path / "out")
     batch = make_batches(trainer)[0]
-    sample = trainer.step.sample(batch)
-    trainer.step.discriminator_losses(batch, sample)["total"].backward()
+    sample = trainer.losses.sample(batch)
+    trainer.losses.discriminator_losses(batch, sample)["total"].backward()
     assert all(p.grad is None for p in trainer.state.student.parameters())
     assert all(p.grad is not None for p in trainer.state.heads.parameters())
 
@@ -50,10 +50,10 @@ def test_student_step_leaves_the_discriminator_as_it_was(world, tmp_path):
     trainer = make_trainer(world, tmp_path / "out")
     batch = make_batches(trainer)[0]
     heads = trainer.state.heads
-    sample = trainer.step.sample(batch)
-    trainer.step.discriminator_losses(batch, sample)["total"].backward()
+    sample = trainer.losses.sample(batch)
+    trainer.losses.discriminator_losses(batch, sample)["total"].backward()
     before, grads = digest(heads), gradients(heads)
-    trainer.step.student_losses(batch, sample)["total"].backward()
+    trainer.losses.student_losses(batch, sample)["total"].backward()
     assert digest(heads) == before
     assert same(gradients(heads), grads)
     assert heads.training
@@ -65,7 +65,7 @@ def test_discriminator_step_does_move_spectral_norm_buffers(world, tmp_path):
     trainer = make_trainer(world, tmp_path / "out")
     batch = make_batches(trainer)[0]
     before = digest(trainer.state.heads)
-    trainer.step.discriminator_losses(batch, trainer.step.sample(batch))
+    trainer.losses.discriminator_losses(batch, trainer.losses.sample(batch))
     assert digest(trainer.state.heads) != before
 
 
@@ -85,12 +85,12 @@ def test_teacher_and_feature_network_never_change_and_both_players_do(world, tmp
         trainer.networks.teacher,
         trainer.student_family.vae,
         trainer.student_family.text_encoder,
-        trainer.step.discriminator.feature_network,
+        trainer.losses.discriminator.feature_network,
     ]
     moving = [trainer.state.student, trainer.state.heads]
     before = [digest(m) for m in (*still, *moving)]
     for batch in make_batches(trainer, count=2):
-        iterate(trainer.step, [batch], trainer.state.updaters, trainer.accelerator)
+        train_iteration(trainer.losses, [batch], trainer.state.updaters, trainer.accelerator)
     after = [digest(m) for m in (*still, *moving)]
     assert after[: len(still)] == before[: len(still)]
     assert all(a != b for a, b in zip(after[len(still) :], before[len(still) :]))
@@ -106,7 +106,7 @@ def test_one_forward_one_decode_an_iteration(world, tmp_path):
         ("decoder", trainer.student_family.vae.decoder),
     ):
         module.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
-    iterate(trainer.step, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
+    train_iteration(trainer.losses, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
     assert calls == {"student": 1, "teacher": 1, "decoder": 1}
 
 
@@ -115,16 +115,16 @@ def test_reconstructed_real_images_have_been_through_the_autoencoder(world, tmp_
     """D sees decode(z0), z0 the very latent that the student's input is made of, with the generated image's window."""
     trainer = make_trainer(world, tmp_path / "out", "--reconstruct_real", *flags)
     batch = make_batches(trainer)[0]
-    (mean, std), draws, latents = batch.z0, batch.draws, trainer.networks.latents
-    sample = trainer.step.sample(batch)
+    (mean, std), noise, latents = batch.z0_moments, batch.noise, trainer.networks.latents
+    sample = trainer.losses.sample(batch)
     with torch.no_grad():
-        images = latents.decode(mean + std * draws.vae, batch.window)
-        expected = trainer.step.features(images, draws.augment_real, batch)
+        images = latents.decode(mean + std * noise.eps_posterior, batch.decode_window)
+        expected = trainer.losses.features(images, noise.augment_real, batch)
     assert images.shape == sample.x.shape
     assert all(torch.equal(a, b) for a, b in zip(sample.real, expected))
     assert not any(f.requires_grad for f in sample.real)
     plain = make_trainer(world, tmp_path / "out", *flags)
-    assert not any(torch.equal(a, b) for a, b in zip(plain.step.sample(batch).real, expected))
+    assert not any(torch.equal(a, b) for a, b in zip(plain.losses.sample(batch).real, expected))
 
 
 def test_student_is_judged_by_the_updated_discriminator(world, tmp_path):
@@ -132,9 +132,9 @@ def test_student_is_judged_by_the_updated_discriminator(world, tmp_path):
     trainer = make_trainer(world, tmp_path / "out", "--discriminator_learning_rate", 1e-2)
     batch = make_batches(trainer)[0]
     with torch.no_grad():
-        before = trainer.step.student_losses(batch, trainer.step.sample(batch))["loss/adversarial"]
+        before = trainer.losses.student_losses(batch, trainer.losses.sample(batch))["loss/adversarial"]
     frozen_student = trainer.state.student.requires_grad_(True)
-    values, _ = iterate(trainer.step, [batch], trainer.state.updaters, trainer.accelerator)
+    values, _ = train_iteration(trainer.losses, [batch], trainer.state.updaters, trainer.accelerator)
     assert frozen_student is trainer.state.student
     assert abs(values["loss/adversarial"].item() - before.item()) > 1e-4
 
@@ -148,7 +148,9 @@ def test_accumulated_batch_is_the_same_batch(world, tmp_path, monkeypatch):
     for batch_size, count in ((4, 1), (1, 4)):
         trainer = make_trainer(world, tmp_path / "out", *extra)
         trainer.state.heads.eval()
-        iterate(trainer.step, make_batches(trainer, batch_size, count), trainer.state.updaters, trainer.accelerator)
+        train_iteration(
+            trainer.losses, make_batches(trainer, batch_size, count), trainer.state.updaters, trainer.accelerator
+        )
         results.append(
             [p.detach().clone() for m in (trainer.state.student, trainer.state.heads) for p in m.parameters()]
         )
@@ -166,7 +168,9 @@ def test_every_weighting_and_space_trains(world, tmp_path, weighting, space):
     flags = ("--distillation_weighting", weighting, "--distillation_space", space, "--adversarial_weight", 0)
     trainer = make_trainer(world, tmp_path / "out", *flags)
     before = digest(trainer.state.student)
-    values, skipped = iterate(trainer.step, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
+    values, skipped = train_iteration(
+        trainer.losses, make_batches(trainer), trainer.state.updaters, trainer.accelerator
+    )
     assert skipped == 0
     assert values["loss/distillation"] > 0
     assert digest(trainer.state.student) != before
@@ -176,7 +180,7 @@ def test_image_condition_is_dropped_where_the_student_sees_noise(world, tmp_path
     """c = [c_text, c_img]; the c_img half is zero exactly for the samples at s = 999 (and kept on request)."""
     flags = ("--student_timestep_probabilities", 0.25, 0.25, 0, 0.5)
     batch = make_batches(make_trainer(world, tmp_path / "out", *flags), batch_size=16)[0]
-    is_last = batch.draws.s == 999
+    is_last = batch.noise.s == 999
     assert 0 < is_last.sum() < 16
     assert torch.equal(batch.c[:, 32:].abs().sum(1) == 0, is_last)
     assert (batch.c[:, :32].norm(dim=1) - 1).abs().max() < 1e-4
@@ -190,11 +194,11 @@ def test_non_finite_loss_reaches_no_weight(world, tmp_path):
     """A NaN planted in an image and in the student's noise: both updates are skipped, weights and moments stay."""
     trainer = make_trainer(world, tmp_path / "out")
     good, bad = make_batches(trainer, count=2)
-    iterate(trainer.step, [good], trainer.state.updaters, trainer.accelerator)
-    before = [digest(trainer.state.student), digest(trainer.step.discriminator.heads)]
+    train_iteration(trainer.losses, [good], trainer.state.updaters, trainer.accelerator)
+    before = [digest(trainer.state.student), digest(trainer.losses.discriminator.heads)]
     parameters = [p.detach().clone() for p in trainer.state.heads.parameters()]
-    bad.x0[0, 0, 0, 0] = bad.draws.eps[0, 0, 0, 0] = float("nan")
-    _, skipped = iterate(trainer.step, [bad], trainer.state.updaters, trainer.accelerator)
+    bad.x0[0, 0, 0, 0] = bad.noise.eps[0, 0, 0, 0] = float("nan")
+    _, skipped = train_iteration(trainer.losses, [bad], trainer.state.updaters, trainer.accelerator)
     assert skipped == 1
     assert digest(trainer.state.student) == before[0]
     assert all(torch.equal(p, q) for p, q in zip(trainer.state.heads.parameters(), parameters))

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import BitImageProcessor
 
 from evaluation import frechet_distance, tiny_task
-from evaluation.systems import Row, System
+from evaluation.tiny.systems import Row, System
 from examples.demo import figures, report
 from examples.demo.summary import table, verdict
 from examples.tiny.data import Example, Split, write_split

@@ -14,7 +14,7 @@ from pipelines import ADDPipeline, ADDXLPipeline
 from tests import tiny_world
 from tests.trainers import digest, make_batches, make_trainer
 from training.errors import OptionError
-from training.iteration import iterate
+from training.iteration import train_iteration
 from training.models.families import StableDiffusion, StableDiffusionXL
 
 
@@ -57,14 +57,14 @@ def test_student_keeps_its_prediction_type_and_the_teacher_its_own(world, same_s
     assert (student.prediction_type, teacher.prediction_type) == ("epsilon", "v_prediction")
     assert trainer.networks.student.config.block_out_channels != trainer.networks.teacher.config.block_out_channels
     batch = make_batches(trainer)[0]
-    sample = trainer.step.sample(batch)
-    t, eps = batch.draws.t, batch.draws.eps_teacher
+    sample = trainer.losses.sample(batch)
+    t, eps = batch.noise.t, batch.noise.eps_teacher
     x_t = teacher.diffuse(sample.z.detach(), eps, t)
     with torch.no_grad():
         v = trainer.networks.teacher(x_t, t, **batch.teacher_conditions.caption).sample
     alpha, sigma = (table[t].reshape(-1, 1, 1, 1) for table in (teacher.alphas, teacher.sigmas))
     expected = distillation_loss(sample.z, alpha * x_t - sigma * v, distillation_weight(teacher, t, "exponential"))
-    assert torch.allclose(trainer.step.distillation(batch, sample), expected, rtol=1e-5)
+    assert torch.allclose(trainer.losses.distillation(batch, sample), expected, rtol=1e-5)
 
 
 def test_teacher_in_another_latent_space_sees_the_students_pixels(world, other_space, tmp_path):
@@ -74,16 +74,16 @@ def test_teacher_in_another_latent_space_sees_the_students_pixels(world, other_s
     assert theirs is not None
     assert theirs.vae is not ours.vae
     batch = make_batches(trainer)[0]
-    sample = trainer.step.sample(batch)
-    schedule, t = trainer.schedules[1], batch.draws.t
+    sample = trainer.losses.sample(batch)
+    schedule, t = trainer.schedules[1], batch.noise.t
     with torch.no_grad():
         factor = theirs.vae.config.scaling_factor
         z = theirs.vae.encode(ours.vae.decode(sample.z / ours.vae.config.scaling_factor).sample).latent_dist.mean
-        x_t = schedule.diffuse(z * factor, batch.draws.eps_teacher, t)
+        x_t = schedule.diffuse(z * factor, batch.noise.eps_teacher, t)
         target = schedule.x0(trainer.networks.teacher(x_t, t, **batch.teacher_conditions.caption).sample, x_t, t)
         pixels = theirs.vae.decode(target / factor).sample
     expected = distillation_loss(sample.x, pixels, distillation_weight(schedule, t, "exponential"))
-    loss = trainer.step.distillation(batch, sample)
+    loss = trainer.losses.distillation(batch, sample)
     assert torch.allclose(loss, expected, rtol=1e-4)
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in trainer.state.student.named_parameters()
@@ -109,7 +109,7 @@ def test_sd_and_sdxl_teach_each_other(world, sdxl_world, tmp_path, direction):
     still = [trainer.networks.teacher, trainer.networks.latents.vae, trainer.networks.teacher_latents.vae]
     before = [digest(m) for m in still]
     moved = digest(trainer.networks.student)
-    iterate(trainer.step, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
+    train_iteration(trainer.losses, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
     assert [digest(m) for m in still] == before
     assert digest(trainer.networks.student) != moved
 
@@ -146,4 +146,4 @@ def test_what_cannot_work_across_latent_spaces_is_refused(world, sdxl_world, oth
 def test_adversarial_alone_loads_no_teacher(world, tmp_path):
     trainer = make_trainer(world, tmp_path / "out", "--distillation_weight", 0)
     assert trainer.networks.teacher is None
-    assert trainer.step.teacher is None
+    assert trainer.losses.teacher is None

@@ -17,7 +17,7 @@ from training import loop
 from training.checkpoints.store import load_checkpoint
 from training.loop import Trainer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 # A run of 5 iterations of 4 with 24 samples crosses no epoch; of 7, it does.
 RUN = (
     "--use_ema",
@@ -63,10 +63,10 @@ sys.path.insert(0, {str(ROOT)!r})
 import torch; torch.set_num_threads(1)
 import training.loop as loop, {script.module.__name__} as script
 original = loop.Trainer._iteration
-def deadly(self, window):
+def deadly(self, micro_batches):
     if self.state.step == {at_iteration}:
         os.kill(os.getpid(), signal.SIGKILL)
-    original(self, window)
+    original(self, micro_batches)
 loop.Trainer._iteration = deadly
 script.main(sys.argv[1:])
 """
@@ -113,8 +113,8 @@ def signalled(monkeypatch, at_iteration, *signals):
     """From now on a run gets `signals` while it computes this iteration."""
     original = Trainer._iteration
 
-    def iteration(self, window):
-        original(self, window)
+    def iteration(self, micro_batches):
+        original(self, micro_batches)
         for signum in signals if self.state.step == at_iteration else ():
             os.kill(os.getpid(), signum)
 

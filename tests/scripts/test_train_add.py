@@ -17,7 +17,7 @@ from pipelines import ADDPipeline
 from tests import tiny_world
 from tests.trainers import run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_published_model_is_the_average_and_loads_both_ways(script, tmp_path):

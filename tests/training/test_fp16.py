@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from tests.trainers import make_batches, make_trainer
 from training import accelerator as setup
-from training.iteration import iterate
+from training.iteration import train_iteration
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def train(trainer, iterations=2):
     before = {name: [p.detach().clone() for p in network.parameters()] for name, network in networks.items()}
     skips = []
     for batch in make_batches(trainer, count=iterations):
-        skips.append(iterate(trainer.step, [batch], state.updaters, trainer.accelerator)[1].item())
+        skips.append(train_iteration(trainer.losses, [batch], state.updaters, trainer.accelerator)[1].item())
     moved = {
         name: torch.cat([(p - b).flatten() for p, b in zip(network.parameters(), before[name])]).detach()
         for name, network in networks.items()

@@ -8,7 +8,7 @@ import torch
 from discriminator import projection_condition
 from distillation.latents import LatentSpace, Window
 from distillation.losses import Batch
-from distillation.noise import DrawSettings, draw, draw_crop, draw_window
+from distillation.noise import NoiseSettings, draw_decode_window, draw_discriminator_crop, draw_noise
 from distillation.student import Condition
 from distillation.teacher import TeacherConditions
 from training.encoding.embeddings import Embeddings
@@ -33,7 +33,7 @@ class BatchMaker:
     teacher: Family
     latents: LatentSpace
     embeddings: Embeddings
-    settings: DrawSettings
+    settings: NoiseSettings
     last_timestep: int | None
     device: torch.device
     dtype: torch.dtype
@@ -45,26 +45,26 @@ class BatchMaker:
         x0 = loaded["pixels"].to(self.device, non_blocking=True)
         captions, ids = loaded["captions"], loaded["sample_ids"]
         sizes = {k: loaded[k].to(self.device) for k in ("original_size", "crop_top_left", "target_size")}
-        z0 = self.embeddings.latents(x0, ids)
-        draws = draw(self.settings, loaded["positions"].tolist(), z0[0].shape[1:]).to(self.device)
+        z0_moments = self.embeddings.latents(x0, ids)
+        noise = draw_noise(self.settings, loaded["positions"].tolist(), z0_moments[0].shape[1:]).to(self.device)
         c = None
         if args.adversarial_weight > 0:
-            known = None if self.last_timestep is None else draws.s != self.last_timestep
+            known = None if self.last_timestep is None else noise.s != self.last_timestep
             c_text, c_img = self.embeddings.c_text(captions), self.embeddings.c_img(x0, ids)
             c = projection_condition(c_text, c_img, known)
-        window = None
+        decode_window = None
         if args.decode_crop_size is not None:
             size = args.decode_crop_size // self.latents.factor
-            window = Window.draw(z0[0].shape[2:], size, draw_window(seed, iteration))
+            decode_window = Window.draw(z0_moments[0].shape[2:], size, draw_decode_window(seed, iteration))
         return Batch(
             x0=x0,
-            z0=z0,
+            z0_moments=z0_moments,
             condition=self._condition(self.student, captions, sizes),
             teacher_conditions=self._teacher_conditions(captions, sizes),
             c=c,
-            draws=draws,
-            crop=draw_crop(seed, iteration),
-            window=window,
+            noise=noise,
+            discriminator_crop=draw_discriminator_crop(seed, iteration),
+            decode_window=decode_window,
         )
 
     def _condition(self, family: Family, captions: list[str], sizes: dict) -> Condition:

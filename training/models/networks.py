@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 
 from discriminator import Discriminator, FeatureNetwork, ImageCondition, TextCondition
+from discriminator.pretrained import load_frozen
 from distillation.latents import LatentSpace
-from distillation.losses import ADDStep
+from distillation.losses import Losses
 from distillation.schedule import NoiseSchedule
 from distillation.student import Condition
 from distillation.teacher import Teacher
@@ -19,6 +20,7 @@ from training.errors import OptionError
 from training.models.families import Family
 from training.models.lora import add_lora, without_adapter
 from training.models.quantization import keep_norms_in_float32, quantize_linears
+from training.models.sources import loading
 from training.options.arguments import NONE
 from training.options.derived import HALF, guidance_scale
 
@@ -27,7 +29,7 @@ QUANTIZED = ("8bit", "4bit")
 
 
 @dataclass
-class Diffusers:
+class Networks:
     """Student and teacher with what surrounds them.
 
     Attributes:
@@ -44,9 +46,9 @@ class Diffusers:
     teacher_latents: LatentSpace | None
 
 
-def load_diffusers(
+def load_networks(
     args: argparse.Namespace, student: Family, teacher: Family, dtype: torch.dtype, device: torch.device
-) -> Diffusers:
+) -> Networks:
     """Load both families; `student is teacher` where one repo is both.
 
     Raises:
@@ -78,7 +80,7 @@ def load_diffusers(
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         latents.vae.enable_gradient_checkpointing()
-    return Diffusers(unet, teacher_unet, latents, teacher_latents)
+    return Networks(unet, teacher_unet, latents, teacher_latents)
 
 
 def check_other_latent_space(args: argparse.Namespace) -> None:
@@ -99,8 +101,9 @@ def check_other_latent_space(args: argparse.Namespace) -> None:
 def _tiny_decoder(args: argparse.Namespace, dtype: torch.dtype, device: torch.device) -> AutoencoderTiny | None:
     if args.pretrained_tiny_vae_model is None:
         return None
-    tiny = AutoencoderTiny.from_pretrained(args.pretrained_tiny_vae_model, cache_dir=args.cache_dir, torch_dtype=dtype)
-    return tiny.to(device).eval().requires_grad_(False)
+    name, where = args.pretrained_tiny_vae_model, {"revision": args.tiny_vae_revision, "cache_dir": args.cache_dir}
+    with loading("pretrained_tiny_vae_model", name, "an AutoencoderTiny"):
+        return load_frozen(AutoencoderTiny, name, torch_dtype=dtype, **where).to(device)
 
 
 def _load_student(
@@ -149,13 +152,20 @@ def _in_own_precision(unet: UNet2DConditionModel) -> Callable:
 def make_discriminator(
     args: argparse.Namespace, device: torch.device, dtype: torch.dtype, condition_dim: int
 ) -> Discriminator:
-    """F with fresh heads."""
-    network = FeatureNetwork.from_pretrained(
-        args.discriminator_feature_model,
-        input_size=args.discriminator_input_size,
-        cache_dir=args.cache_dir,
-        dtype=dtype,
-    ).to(device)
+    """F with new heads.
+
+    Raises:
+        OptionError: F cannot be loaded, or cannot be used.
+    """
+    name = args.discriminator_feature_model
+    with loading("discriminator_feature_model", name, "a vision transformer, such as facebook/dinov2-small"):
+        network = FeatureNetwork.from_pretrained(
+            name,
+            input_size=args.discriminator_input_size,
+            revision=args.discriminator_feature_model_revision,
+            cache_dir=args.cache_dir,
+            dtype=dtype,
+        )
     discriminator = Discriminator(network, condition_dim, not args.no_diffaugment, args.discriminator_norm)
     return discriminator.to(device)
 
@@ -163,32 +173,41 @@ def make_discriminator(
 def load_conditions(
     args: argparse.Namespace, device: torch.device, dtype: torch.dtype
 ) -> tuple[TextCondition | None, ImageCondition | None]:
-    """The encoders of c_text and c_img, None where a condition is off."""
-    if args.adversarial_weight == 0:
-        return None, None
-    where = {"cache_dir": args.cache_dir, "dtype": dtype}
-    text, image = args.discriminator_text_model, args.discriminator_image_model
+    """The encoders of c_text and c_img, None where a condition is off.
+
+    Raises:
+        OptionError: an encoder cannot be loaded, or is of another kind.
+    """
+
+    def load(kind: type, flag: str, needed: str):
+        name = getattr(args, flag)
+        if args.adversarial_weight == 0 or name == NONE:
+            return None
+        with loading(flag, name, needed):
+            encoder = kind.from_pretrained(name, getattr(args, f"{flag}_revision"), args.cache_dir, dtype)
+        return encoder.to(device)
+
     return (
-        None if text == NONE else TextCondition.from_pretrained(text, **where).to(device),
-        None if image == NONE else ImageCondition.from_pretrained(image, **where).to(device),
+        load(TextCondition, "discriminator_text_model", "a CLIP with projection"),
+        load(ImageCondition, "discriminator_image_model", "a self-supervised vision transformer, such as DINOv2"),
     )
 
 
-def make_step(
+def make_losses(
     args: argparse.Namespace,
-    networks: Diffusers,
+    networks: Networks,
     student: torch.nn.Module,
     discriminator: Discriminator | None,
     schedules: tuple[NoiseSchedule, NoiseSchedule],
     accelerator: Accelerator,
-) -> ADDStep:
+) -> Losses:
     """The losses of this run. `student` is the network as it was prepared for distribution."""
     teacher = None
     if networks.teacher is not None:
         unet = networks.teacher
         call = without_adapter(unet) if unet is networks.student else _in_own_precision(unet)
         teacher = Teacher(call, schedules[1], guidance_scale(args), args.teacher_steps)
-    return ADDStep(
+    return Losses(
         student=student,
         schedule=schedules[0],
         latents=networks.latents,

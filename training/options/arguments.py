@@ -22,6 +22,22 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_sdxl_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that only the SDXL script has."""
+    add = parser.add_argument_group("SDXL").add_argument
+    add(
+        "--pretrained_vae_model_name_or_path",
+        default=None,
+        help="Autoencoder in place of the student's own, such as madebyollin/sdxl-vae-fp16-fix; it is published with "
+        "the student. SDXL's own overflows in fp16, where it is run in bf16 or fp32 instead.",
+    )
+    add(
+        "--vae_revision",
+        default=None,
+        help="Branch, tag or commit of the Hub repo of --pretrained_vae_model_name_or_path.",
+    )
+
+
 # One flag a line where it fits: this is a table, and the formatter would make it three screens longer.
 # fmt: off
 def _models(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +70,18 @@ def _lora(parser: argparse.ArgumentParser) -> None:
 
 def _data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
-    add("--dataset_name", default=None, help="Hub id (or a path that datasets understands) of an image-caption set.")
+    add("--dataset_name", default=None, help="Hub id or local path of an image-caption data set; or a loader of "
+        "`datasets` (webdataset, json, csv, parquet, arrow, imagefolder) for the files in --train_data_dir.")
     add("--dataset_config_name", default=None, help="Configuration of the data set, where it has several.")
-    add("--train_data_dir", default=None, help="Folder of images with a metadata.jsonl that has `file_name` and the "
-        "caption column. Used where --dataset_name is not given.")
-    add("--image_column", default="image", help="Column that holds the image.")
-    add("--caption_column", default="text", help="Column that holds the caption or a list of captions.")
+    add("--dataset_revision", default=None, help="Branch, tag or commit of the data set's Hub repo.")
+    add("--dataset_split", default="train", help="Split of the data set to train on.")
+    add("--train_data_dir", default=None, help="Folder of images with a metadata.jsonl (.csv, .parquet) that has "
+        "`file_name` and the caption column, or with a .txt beside each image; of WebDataset .tar shards; or written "
+        "by save_to_disk.")
+    add("--image_column", default="image", help="Column that holds the image; for WebDataset the extension, such "
+        "as jpg.")
+    add("--caption_column", default="text", help="Column that holds the caption or a list of captions; for "
+        "WebDataset the extension, such as txt.")
     add("--max_train_samples", type=int, default=None, help="Use only so many samples of the set.")
     add("--streaming", action="store_true", help="Read the set as it is downloaded, instead of first and whole.")
     add("--resolution", type=int, default=512, help="Side of the training images, pixels. The paper uses 512.")
@@ -101,6 +123,9 @@ def _discriminator(parser: argparse.ArgumentParser) -> None:
         help="Text encoder of c_text, a CLIP with projection; `none` switches the condition off (Table 1b).")
     add("--discriminator_image_model", default="facebook/dinov2-large",
         help="Image encoder of c_img; `none` switches the condition off (Table 1b).")
+    for kind in ("feature", "text", "image"):
+        add(f"--discriminator_{kind}_model_revision", default=None,
+            help=f"Branch, tag or commit of the Hub repo that --discriminator_{kind}_model names.")
     add("--discriminator_input_size", type=int, default=None, help="Side of F's input, pixels. Default 224, or F's own "
         "size where that is smaller; up to 518 for DINOv2.")
     add("--discriminator_learning_rate", type=float, default=1e-3, help="Of the heads. StyleGAN-T uses 2e-3.")
@@ -191,6 +216,8 @@ def _hardware(parser: argparse.ArgumentParser) -> None:
         "that the crop's border sees what surrounds it: 0 is cheapest, 8 nearly equals the full decode.")
     add("--pretrained_tiny_vae_model", default=None, help="An AutoencoderTiny of the student's latent space (such as "
         "madebyollin/taesd, madebyollin/taesdxl) that decodes for the losses. The published model keeps the full one.")
+    add("--tiny_vae_revision", default=None, help="Branch, tag or commit of the Hub repo of "
+        "--pretrained_tiny_vae_model.")
     add("--cache_dir_latents", default=None, help="Folder for latents, caption embeddings, c_text and c_img of the "
         "whole set: computed into it once, then read from it. Needs --center_crop and no --random_flip.")
 

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import SchedulerMixin
 
-from distillation.noise import DrawSettings
+from distillation.noise import NoiseSettings
 from distillation.schedule import NoiseSchedule
 from distillation.teacher import NFSD_NEGATIVE_PROMPT
 from training.errors import OptionError
@@ -88,8 +88,8 @@ def guiding_prompts(args: argparse.Namespace) -> tuple[str, ...]:
     return () if guidance_scale(args) == 1.0 else (args.negative_prompt or "",)
 
 
-def draw_settings(args: argparse.Namespace, seed: int) -> DrawSettings:
+def noise_settings(args: argparse.Namespace, seed: int) -> NoiseSettings:
     """What the run's random numbers are drawn from."""
     n = len(args.student_timesteps)
     probabilities = args.student_timestep_probabilities or [1 / n] * n
-    return DrawSettings(seed, tuple(args.student_timesteps), tuple(probabilities), tuple(args.teacher_timestep_range))
+    return NoiseSettings(seed, tuple(args.student_timesteps), tuple(probabilities), tuple(args.teacher_timestep_range))

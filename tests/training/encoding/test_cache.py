@@ -1,7 +1,10 @@
 """The cache of latents and embeddings: the same numbers as online, and never those of something else."""
 
 import json
+import subprocess
+import sys
 from functools import partialmethod
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +14,16 @@ from safetensors.torch import load_file
 import train_add
 from tests import tiny_world
 from tests.trainers import make_batches, make_trainer
-from training.encoding import cache_writer
+from training.checkpoints.folder_lock import LOCK, FolderInUse
+from training.encoding import cache_arrays, cache_writer
 from training.encoding.cache import FINGERPRINT
+from training.encoding.cache_arrays import CacheError
 from training.encoding.embeddings import OnlineEmbeddings
 from training.errors import OptionError
 from training.models.families import Family, StableDiffusion, StableDiffusionXL
 from training.models.networks import load_conditions
 
+ROOT = Path(__file__).parents[3]
 CROP = ("--center_crop",)
 
 
@@ -139,15 +145,15 @@ def test_interrupted_cache_goes_on_where_it_was(world, tmp_path, monkeypatch, pa
     make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
     assert encoded == [2] * ((12 if part == "latents" else 4) - 2)
     files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*"))
-    assert len(files) == 7
+    files.remove(Path(LOCK))
+    assert len(files) == 12  # five arrays with their checksums, the captions, the fingerprint
     for file in files:
         assert (tmp_path / "cache" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("spoil", ["resolution", "cut"])
-def test_unfinished_cache_is_refused_if_it_is_anothers_and_begun_again_if_cut_short(
-    world, tmp_path, monkeypatch, spoil
-):
+def test_unfinished_cache_of_something_else_is_refused(world, tmp_path, monkeypatch):
+    """Another resolution, or a fingerprint that cannot be read: nothing in the folder is changed."""
+
     def stop(*_):
         raise Stopped
 
@@ -158,16 +164,89 @@ def test_unfinished_cache_is_refused_if_it_is_anothers_and_begun_again_if_cut_sh
     part, array = tmp_path / "cache" / cache_writer.UNFINISHED, tmp_path / "cache/images/mean.npy"
     text = part.read_text()
     array.write_bytes(b"old")
-    if spoil == "resolution":
-        part.write_text(text.replace('"resolution": 32', '"resolution": 64'))
-        with pytest.raises(OptionError, match="resolution: 64 -> 32"):
+    part.write_text(text.replace('"resolution": 32', '"resolution": 64'))
+    with pytest.raises(OptionError, match="resolution: 64 -> 32"):
+        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    part.write_text(text[:40])
+    with pytest.raises(
+        OptionError, match=r"not empty and holds no cache \(captions.*nothing in it was changed"
+    ):
+        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    assert array.read_bytes() == b"old"
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("fingerprint", [None, "fingerprint.json", "fingerprint.json.part"])
+def test_folder_of_something_else_is_refused_and_left_alone(world, tmp_path, fingerprint):
+    """A folder whose parts are named as a cache's, even with a file of the fingerprint's name."""
+    folder = tmp_path / "mydata"
+    for part in ("images", "captions"):
+        (folder / part).mkdir(parents=True)
+        for i in range(12):
+            (folder / part / f"{i}.npy").write_bytes(b"mine")
+    if fingerprint:
+        (folder / fingerprint).write_text('{"whose": "mine"}')
+    before = content(folder)
+    with pytest.raises(OptionError, match=r"--cache_dir_latents got '.*mydata', which is not empty and holds no cache"):
+        make_trainer(world, tmp_path / "out", *cached(folder))
+    assert content(folder) == before
+    with pytest.raises(OptionError, match="this is a file; name a folder"):
+        cache_writer.check_cache_folder(folder / "images" / "1.npy")
+
+
+def test_empty_folder_may_become_a_cache(world, tmp_path):
+    (tmp_path / "cache").mkdir()
+    make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    assert (tmp_path / "cache" / FINGERPRINT).is_file()
+
+
+def test_cache_that_another_run_is_making_is_refused(world, tmp_path):
+    """A new one is made by one run at a time; a finished one is read by as many as like."""
+    code = (
+        "import sys; from training.checkpoints.folder_lock import lock_folder\n"
+        "held = lock_folder(sys.argv[1], 'x'); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        other.stdout.readline()
+        with pytest.raises(FolderInUse, match=r"--cache_dir_latents got .*another process writes into this folder"):
             make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
-        assert array.read_bytes() == b"old"
+        assert [path.name for path in (tmp_path / "cache").iterdir()] == [LOCK]
+        other.communicate()
+        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+        other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+        other.stdout.readline()
+        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    finally:
+        other.communicate()
+
+
+@pytest.mark.parametrize("is_small", [True, False])
+def test_damage_is_noticed(world, tmp_path, monkeypatch, is_small):
+    """Zeroed bytes, when a small cache is opened and when a row of a large one is read; cut files at once."""
+    monkeypatch.setattr(cache_arrays, "CHECKED_WHOLE", 2**30 if is_small else 0)
+    make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    file = tmp_path / "cache/images/mean.npy"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:128] + bytes(64) + whole[192:])  # in row 0
+    damaged = pytest.raises(
+        CacheError, match=r"mean\.npy is damaged: row 0 is not what was written\. Remove"
+    )
+    if is_small:
+        with damaged:
+            make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
     else:
-        part.write_text(text[:40])
-        batch = make_batches(make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache")))[0]
-        assert batch.z0[0].shape == (4, 4, 8, 8)
-        assert batch.c.norm(dim=1).min() > 0.9
+        trainer = make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+        trainer.embeddings.latents(None, torch.tensor([1, 2]))
+        with damaged:
+            trainer.embeddings.latents(None, torch.tensor([1, 0]))
+    file.write_bytes(whole[:-5])
+    with pytest.raises(CacheError, match=r"mean\.npy is damaged"):
+        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
 
 
 def test_workers_read_the_images(world, tmp_path):
@@ -191,7 +270,7 @@ def test_damaged_image_has_the_latents_of_its_replacement(world, tmp_path):
         for extra in (CROP, cached(tmp_path / "cache"))
     )
     for a, b in zip(online, stored):
-        assert torch.allclose(a.z0[0], b.z0[0], atol=1e-5)
+        assert torch.allclose(a.z0_moments[0], b.z0_moments[0], atol=1e-5)
 
 
 def test_conditions_that_are_off_are_not_in_the_cache(world, tmp_path):

@@ -96,7 +96,7 @@ def test_one_repo_is_one_family(world):
     [
         (("{xl}",), "--pretrained_teacher_model got .* StableDiffusionXLPipeline.*use train_add_sdxl.py, or name"),
         (("{sd}", "--pretrained_student_model", "{xl}"), "--pretrained_student_model got .*use train_add_sdxl.py"),
-        (("{sd}/unet",), "no model_index.json of a diffusers pipeline"),
+        (("{sd}/unet",), "no file named model_index.json.*give the Hub id or folder of a diffusers pipeline"),
         (("nobody/nothing",), "--pretrained_teacher_model got 'nobody/nothing'"),
     ],
 )

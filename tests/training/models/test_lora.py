@@ -21,20 +21,20 @@ from pipelines import ADDPipeline
 from tests import tiny_world
 from tests.trainers import make_batches, make_trainer
 from training.checkpoints.store import load_checkpoint
-from training.iteration import iterate
+from training.iteration import train_iteration
 from training.models.families import StableDiffusion, StableDiffusionXL
 
 LORA = ("--use_lora", "--lora_rank", 4)
-FAMILIES = {
+CASES = {
     "sd": ("world", StableDiffusion, StableDiffusionPipeline, train_add.main),
     "sdxl": ("sdxl_world", StableDiffusionXL, StableDiffusionXLPipeline, train_add_sdxl.main),
 }
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=CASES)
 def lora(request, tmp_path):
     """(world, family, stock pipeline class, main) of each family."""
-    world, *rest = FAMILIES[request.param]
+    world, *rest = CASES[request.param]
     return (request.getfixturevalue(world), *rest)
 
 
@@ -74,7 +74,7 @@ def test_base_never_changes_and_the_adapter_does(lora, tmp_path):
     trainer = make_trainer(world, tmp_path / "out", *LORA, family=family)
     unet = trainer.networks.student
     batch, *more = make_batches(trainer, count=3)
-    call = trainer.step.teacher.unet
+    call = trainer.losses.teacher.unet
     with torch.no_grad():
         t = torch.tensor([500] * 4)
         x = torch.randn(4, 4, 8, 8)
@@ -82,7 +82,7 @@ def test_base_never_changes_and_the_adapter_does(lora, tmp_path):
         assert torch.equal(teacher, unet(x, t, **batch.condition).sample)  # B = 0 at first
     base = {n: p.clone() for n, p in unet.named_parameters() if not p.requires_grad}
     for b in (batch, *more):
-        iterate(trainer.step, [b], trainer.state.updaters, trainer.accelerator)
+        train_iteration(trainer.losses, [b], trainer.state.updaters, trainer.accelerator)
     assert all(torch.equal(p, base[n]) for n, p in unet.named_parameters() if n in base)
     with torch.no_grad():
         assert torch.equal(call(x, t, **batch.condition).sample, teacher)
@@ -93,7 +93,7 @@ def test_base_never_changes_and_the_adapter_does(lora, tmp_path):
 def test_adapter_is_back_after_a_teacher_that_failed(world, tmp_path):
     """And its weights are never marked as anything but trainable, not even while it is off."""
     trainer = make_trainer(world, tmp_path / "out", *LORA)
-    unet, call = trainer.networks.student, trainer.step.teacher.unet
+    unet, call = trainer.networks.student, trainer.losses.teacher.unet
     trainable = [p for p in unet.parameters() if p.requires_grad]
     for p in trainable:
         torch.nn.init.normal_(p, std=0.1)
@@ -115,7 +115,7 @@ def test_adapter_is_back_after_a_teacher_that_failed(world, tmp_path):
 def test_teacher_call_between_forward_and_backward_leaves_the_gradient_alone(world, tmp_path):
     """The adapter is off while the teacher runs, and that is in the middle of the student's iteration."""
     trainer = make_trainer(world, tmp_path / "out", *LORA, "--gradient_checkpointing")
-    unet, call = trainer.networks.student, trainer.step.teacher.unet
+    unet, call = trainer.networks.student, trainer.losses.teacher.unet
     batch = make_batches(trainer)[0]
     x, t = torch.randn(4, 4, 8, 8), torch.tensor([999] * 4)
     for p in trainer.state.trainable().values():
@@ -212,7 +212,7 @@ def test_adapter_on_a_quantized_base(world, tmp_path, precision):
     integers = [n for n, p in unet.named_parameters() if p.dtype in (torch.int8, torch.uint8)]
     assert integers
     before = copy.deepcopy({n: p.detach().clone() for n, p in trainer.state.trainable().items()})
-    _, skipped = iterate(trainer.step, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
+    _, skipped = train_iteration(trainer.losses, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
     assert skipped == 0
     assert any(not torch.equal(p, before[n]) for n, p in trainer.state.trainable().items())
 

@@ -8,7 +8,7 @@ import train_add
 from pipelines import ADDPipeline
 from tests import tiny_world
 from tests.trainers import make_batches, make_trainer
-from training.iteration import iterate
+from training.iteration import train_iteration
 from training.models.quantization import quantize_linears
 from training.options.arguments import make_parser
 from training.options.memory_advice import advice
@@ -38,31 +38,31 @@ def test_only_the_crop_is_decoded_and_judged(world, tmp_path, space):
     batch = make_batches(trainer)[0]
     decoded, judged = [], []
     trainer.networks.latents.vae.decoder.register_forward_hook(lambda m, i, o: decoded.append(o.shape[-2:]))
-    features = trainer.step.discriminator.features
-    trainer.step.discriminator.features = lambda images, *rest: judged.append(images) or features(images, *rest)
-    iterate(trainer.step, [batch], trainer.state.updaters, trainer.accelerator)
+    features = trainer.losses.discriminator.features
+    trainer.losses.discriminator.features = lambda images, *rest: judged.append(images) or features(images, *rest)
+    train_iteration(trainer.losses, [batch], trainer.state.updaters, trainer.accelerator)
     assert len(decoded) == (2 if space == "pixel" else 1)
     assert all(max(shape) <= (2 + 2) * 4 for shape in decoded)
     real, fake = judged
     assert fake.shape == real.shape == (4, 3, 8, 8)
-    top, left = batch.window.top * 4, batch.window.left * 4
+    top, left = batch.decode_window.top * 4, batch.decode_window.left * 4
     assert torch.equal(real, batch.x0[..., top : top + 8, left : left + 8])
 
 
 def test_window_moves_from_iteration_to_iteration_and_is_the_batchs(world, tmp_path):
     trainer = make_trainer(world, tmp_path / "out", "--decode_crop_size", 8)
-    from distillation.noise import draw_window
+    from distillation.noise import draw_decode_window
 
-    places = {draw_window(0, i) for i in range(20)}
+    places = {draw_decode_window(0, i) for i in range(20)}
     assert len(places) == 20
-    assert make_batches(trainer)[0].window.size == 2
+    assert make_batches(trainer)[0].decode_window.size == 2
 
 
 def test_tiny_decoder_serves_the_losses_and_the_full_one_is_published(world, tiny_vae, tmp_path):
     trainer = make_trainer(world, tmp_path / "trainer", "--pretrained_tiny_vae_model", tiny_vae)
     decoder = trainer.networks.latents.vae.decoder
     decoder.register_forward_hook(lambda *_: pytest.fail("the full decoder ran"))
-    _, skipped = iterate(trainer.step, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
+    _, skipped = train_iteration(trainer.losses, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
     assert skipped == 0
     train_add.main(tiny_world.flags(world, tmp_path / "out", "--pretrained_tiny_vae_model", tiny_vae))
     assert type(ADDPipeline.from_pretrained(tmp_path / "out").vae).__name__ == "AutoencoderKL"
@@ -90,8 +90,8 @@ def test_teacher_precision_is_the_teachers_alone(world, tmp_path, precision):
     assert low.networks.student.dtype == torch.float32
     assert bytes_of(low.networks.teacher) < 0.75 * bytes_of(whole.networks.teacher)
     batch = make_batches(whole)[0]
-    sample = whole.step.sample(batch)
-    a, b = (trainer.step.distillation(batch, sample).item() for trainer in (whole, low))
+    sample = whole.losses.sample(batch)
+    a, b = (trainer.losses.distillation(batch, sample).item() for trainer in (whole, low))
     assert a != b
     assert abs(a - b) < 0.1 * a
 
@@ -100,7 +100,7 @@ def test_float32_teacher_in_a_half_precision_run(world, tmp_path):
     trainer = make_trainer(world, tmp_path / "a", "--teacher_precision", "fp32", "--mixed_precision", "bf16")
     seen = []
     trainer.networks.teacher.conv_out.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
-    iterate(trainer.step, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
+    train_iteration(trainer.losses, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
     assert seen == [torch.float32]
 
 
@@ -127,7 +127,7 @@ def out_of_memory(world, tmp_path, monkeypatch, capsys, *flags):
     def fail(*_):
         raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("training.loop.iterate", fail)
+    monkeypatch.setattr("training.loop.train_iteration", fail)
     with pytest.raises(SystemExit) as ended:
         train_add.main(tiny_world.flags(world, tmp_path / "out", *flags))
     assert ended.value.code == 1
