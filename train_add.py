@@ -25,8 +25,7 @@ from distillation.losses import Batch, StudentSample
 from distillation.noise import derive_seed
 from training.accelerator import make_accelerator
 from training.command import run_command
-from training.data.dataset import load_rows, make_dataloader
-from training.data.reader import make_reader
+from training.data.dataset import load_rows, make_dataloader, make_reader
 from training.description import describe
 from training.encoding.batches import make_batch_maker
 from training.encoding.cache import open_embeddings
@@ -148,9 +147,11 @@ def prepare(options: Options, family: type[Family], accelerator: Accelerator) ->
     schedules = make_schedules(options, student, teacher)
     checkpoint = checkpoint_to_resume(options, accelerator)
     seed = choose_seed(options, checkpoint, accelerator)
-    rows, reader = load_rows(options, seed), make_reader(options.data, seed)
+    rows, reader = load_rows(options, seed), make_reader(options, seed)
     arguments = run_arguments(options, seed, accelerator, rows, student, teacher)
-    changed = [] if checkpoint is None else check_resumed(checkpoint, arguments, options)
+    changed = []
+    if checkpoint is not None:
+        changed = check_resumed(checkpoint.path.name, checkpoint.state["arguments"], arguments, options)
 
     set_seed(derive_seed(seed) % 2**32)  # initial weights are the same at every process
     networks = load_networks(options, student, teacher, accelerator)
@@ -184,7 +185,7 @@ def train(options: Options, family: type[Family]) -> None:
     ):
         run = prepare(options, family, accelerator)
         publisher = Publisher(run)
-        run.accelerator.init_trackers(options.output.tracker_project_name, config=tracker_config(run.arguments))
+        accelerator.init_trackers(options.output.tracker_project_name, config=tracker_config(run.arguments))
         logger.info("ADD distillation\n%s", describe(run))
         progress, validator = Progress(run), Validator(run)
         if run.state.step == 0:
@@ -192,7 +193,7 @@ def train(options: Options, family: type[Family]) -> None:
         for loaded in micro_batches(run):
             batches = [run.make_batch(samples, run.state.step) for samples in loaded]
             # Dropout of an adapter is the only operation that draws from the global random state.
-            set_seed(derive_seed(run.state.seed, run.state.step, run.accelerator.process_index, 2) % 2**32)
+            set_seed(derive_seed(run.state.seed, run.state.step, accelerator.process_index, 2) % 2**32)
             figures, skipped = iteration(run.players, batches)
             run.state.advance(loaded, run.effective_batch_size)
             progress.add(figures, skipped, loaded)
@@ -202,17 +203,19 @@ def train(options: Options, family: type[Family]) -> None:
                 progress.show()
             if is_last or run.state.step % options.validation.validation_steps == 0:
                 validator.validate()
-            signum = 0 if is_last else interruption.agreed(run.accelerator, run.state.step)
+            # Processes wait for each other to agree on a signal: no more often than they do for the figures anyway.
+            may_end = not is_last and (accelerator.num_processes == 1 or run.state.step % READ_EVERY == 0)
+            signum = interruption.agreed(accelerator) if may_end else 0
             if is_last or signum or run.state.step % options.output.checkpointing_steps == 0:
                 progress.show()  # raises where the steps since the last checkpoint were skipped
                 save(run)
                 publisher.push_checkpoint()
             if signum:
-                run.accelerator.end_training()
+                accelerator.end_training()
                 raise Interrupted(signum, run.state.step)
         progress.close()
         publisher.publish()
-        run.accelerator.end_training()
+        accelerator.end_training()
 
 
 def micro_batches(run: Run) -> Iterator[list[dict[str, Any]]]:

@@ -6,7 +6,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from distillation.schedule import NoiseSchedule
-from training.data.dataset import Rows
+from training.data.sources import Rows
 from training.data.reader import SampleReader
 from training.encoding.batches import BatchMaker
 from training.encoding.embeddings import Embeddings
