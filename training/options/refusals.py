@@ -1,11 +1,13 @@
 """What the command line refuses before anything is loaded: each message names the flag, the value and the mend."""
 
 import argparse
+import math
 import os
 from importlib.util import find_spec
 
 from training.errors import OptionError
 from training.options.arguments import NONE
+from training.options.derived import precision
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -42,6 +44,11 @@ def _check_data(args: argparse.Namespace) -> None:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, list) else [value]:
+            finite = not isinstance(number, float) or math.isfinite(number)
+            without_limit = "; 1e9 never clips" if name == "max_grad_norm" else ""
+            _require(finite, name, value, f"give a finite number{without_limit}")
     at_least_one = (
         "train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_train_steps", "max_train_samples",
         "resolution", "teacher_steps", "checkpointing_steps", "checkpoints_total_limit", "validation_steps",
@@ -179,6 +186,13 @@ def _check_memory(args: argparse.Namespace) -> None:
             "teacher_precision",
             args.teacher_precision,
             "--distillation_weight 0 loads no teacher",
+        )
+        _require(
+            not args.use_lora or args.teacher_precision == "fp32" or precision(args) != "no",
+            "teacher_precision",
+            args.teacher_precision,
+            "with --use_lora it is the precision of the student's base too, which a run in float32 cannot train "
+            "through; add --mixed_precision bf16 or leave the flag out",
         )
 
 
