@@ -12,7 +12,7 @@ from accelerate.utils import ProjectConfiguration
 
 from training.errors import OptionError
 from training.options.arguments import NONE
-from training.options.derived import default_precision, guidance_scale
+from training.options.derived import guidance_scale, precision
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -20,7 +20,7 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     report_to = None if args.report_to == NONE else args.report_to
     logging_dir = Path(args.output_dir, args.logging_dir)
     accelerator = Accelerator(
-        mixed_precision=args.mixed_precision or default_precision(),
+        mixed_precision=precision(args),
         log_with=report_to,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=str(logging_dir)),
     )
@@ -35,9 +35,19 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     for library in (transformers.utils.logging, diffusers.utils.logging):
         library.set_verbosity(logging.WARNING if level == logging.INFO else logging.ERROR)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if args.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    set_tf32(args.allow_tf32)
     return accelerator
+
+
+def set_tf32(allowed: bool) -> None:
+    """Allow TF32 for all float32 matrix products and convolutions on a GPU, or for none.
+
+    torch's own defaults differ: TF32 is off for matrix products and ON for convolutions, of which the discriminator's
+    heads consist. The backward passes obey the same two switches, so the heads and R1 cannot be kept out of TF32 while
+    the rest uses it: it is one choice for the whole run.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def describe(args: argparse.Namespace, accelerator: Accelerator, parts: dict[str, object]) -> str:

@@ -1,9 +1,10 @@
-"""From what the loader gives to what an iteration starts from: encoded images and captions, random numbers."""
+"""Makes the batch of an iteration from what the loader gives: encoded images and captions, random numbers."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from discriminator import projection_condition
 from distillation.latents import LatentSpace, Window
@@ -26,6 +27,7 @@ class BatchMaker:
         embeddings: of images and captions, computed or read from the cache.
         last_timestep: s at which c_img is zeroed, or None to keep it everywhere.
         dtype: of the captions' embeddings, the run's precision.
+        guiding: the embeddings `(1, ...)` of each prompt that guides the teacher.
     """
 
     args: argparse.Namespace
@@ -37,6 +39,7 @@ class BatchMaker:
     last_timestep: int | None
     device: torch.device
     dtype: torch.dtype
+    guiding: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
 
     @torch.no_grad()
     def __call__(self, loaded: dict, iteration: int) -> Batch:
@@ -56,11 +59,12 @@ class BatchMaker:
         if args.decode_crop_size is not None:
             size = args.decode_crop_size // self.latents.factor
             decode_window = Window.draw(z0_moments[0].shape[2:], size, draw_decode_window(seed, iteration))
+        condition = self._condition(self.student, captions, sizes)
         return Batch(
             x0=x0,
             z0_moments=z0_moments,
-            condition=self._condition(self.student, captions, sizes),
-            teacher_conditions=self._teacher_conditions(captions, sizes),
+            condition=condition,
+            teacher_conditions=self._teacher_conditions(condition, captions, sizes),
             c=c,
             noise=noise,
             discriminator_crop=draw_discriminator_crop(seed, iteration),
@@ -68,11 +72,24 @@ class BatchMaker:
         )
 
     def _condition(self, family: Family, captions: list[str], sizes: dict) -> Condition:
-        embedded = self.embeddings.captions(family, captions)
-        return family.condition({name: value.to(self.dtype) for name, value in embedded.items()}, sizes)
+        return family.condition(self._in_dtype(self.embeddings.captions(family, captions)), sizes)
 
-    def _teacher_conditions(self, captions: list[str], sizes: dict) -> TeacherConditions | None:
+    def _in_dtype(self, embedded: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.dtype) for name, value in embedded.items()}
+
+    def _teacher_conditions(self, student: Condition, captions: list[str], sizes: dict) -> TeacherConditions | None:
+        """`student` is what the captions are to the student; a teacher of the same repo takes the same."""
         if self.args.distillation_weight == 0:
             return None
-        prompts = [captions, *([prompt] * len(captions) for prompt in guiding_prompts(self.args))]
-        return TeacherConditions(*(self._condition(self.teacher, each, sizes) for each in prompts))
+        same = self.teacher is self.student
+        caption = student if same else self._condition(self.teacher, captions, sizes)
+        guiding = (self._guiding_condition(prompt, sizes) for prompt in guiding_prompts(self.args))
+        return TeacherConditions(caption, *guiding)
+
+    def _guiding_condition(self, prompt: str, sizes: dict) -> Condition:
+        """The teacher's condition for one prompt at every sample. The prompt is encoded once in a run."""
+        if prompt not in self.guiding:
+            self.guiding[prompt] = self._in_dtype(self.embeddings.captions(self.teacher, [prompt]))
+        count = len(sizes["original_size"])
+        embedded = {name: value.expand(count, *value.shape[1:]) for name, value in self.guiding[prompt].items()}
+        return self.teacher.condition(embedded, sizes)

@@ -23,6 +23,11 @@ def default_precision() -> str:
     return configured
 
 
+def precision(args: argparse.Namespace) -> str:
+    """`--mixed_precision`, or what is used without the flag: "no", "fp16" or "bf16"."""
+    return args.mixed_precision or default_precision()
+
+
 def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
     """Networks that don't train are kept in the precision that they are run in."""
     return HALF.get(accelerator.mixed_precision, torch.float32)
@@ -39,7 +44,8 @@ def make_schedules(
     """Student's and teacher's schedule. Needs the schedulers' configs alone, so it can refuse before any weight loads.
 
     Raises:
-        OptionError: student timesteps that do not end at the schedule's last, or a rescaled epsilon student.
+        OptionError: student timesteps that do not end at the schedule's last, an epsilon network on a rescaled
+            schedule, or `--zero_terminal_snr terminal` for a student whose own schedule is rescaled.
     """
     config = student_scheduler.config
     prediction_type, last = config.prediction_type, config.num_train_timesteps - 1
@@ -51,7 +57,16 @@ def make_schedules(
     steps = teacher_scheduler.config.num_train_timesteps
     if args.teacher_timestep_range[1] > steps:
         raise OptionError(f"--teacher_timestep_range got {args.teacher_timestep_range}: HIGH is at most {steps}")
+    student_flag = "pretrained_teacher_model" if args.pretrained_student_model is None else "pretrained_student_model"
+    _refuse_rescaled_epsilon(student_flag, student_model(args), student_scheduler)
+    if args.distillation_weight > 0:
+        _refuse_rescaled_epsilon("pretrained_teacher_model", args.pretrained_teacher_model, teacher_scheduler)
     mode = zero_snr_mode(args, prediction_type)
+    if mode == "terminal" and _is_rescaled(student_scheduler):
+        raise OptionError(
+            f"--zero_terminal_snr got 'terminal': the schedule of {student_model(args)} is rescaled already "
+            "(rescale_betas_zero_snr in its scheduler's config), so there is no other one to keep; leave the flag out"
+        )
     if mode == "rescale" and prediction_type == "epsilon":
         raise OptionError(
             f"--zero_terminal_snr got 'rescale': {student_model(args)} predicts epsilon, and on a rescaled "
@@ -64,6 +79,21 @@ def make_schedules(
         teacher_scheduler.alphas_cumprod, teacher_scheduler.config.prediction_type
     )
     return student, teacher
+
+
+def _is_rescaled(scheduler: SchedulerMixin) -> bool:
+    """Whether the schedule ends at zero SNR by its own config."""
+    return float(scheduler.alphas_cumprod[-1]) <= 0
+
+
+def _refuse_rescaled_epsilon(flag: str, name: str, scheduler: SchedulerMixin) -> None:
+    """Raises: OptionError: the model `name` predicts epsilon, and its own schedule ends at zero SNR."""
+    if scheduler.config.prediction_type == "epsilon" and _is_rescaled(scheduler):
+        raise OptionError(
+            f"--{flag} got {name!r}: its scheduler's config has prediction_type epsilon and rescale_betas_zero_snr, "
+            "and at the last timestep x0 = (x - sigma * eps) / alpha would divide by 0; use a copy of the model with "
+            "rescale_betas_zero_snr false in scheduler/scheduler_config.json"
+        )
 
 
 def zero_snr_mode(args: argparse.Namespace, prediction_type: str) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from training.data.sources import LOADERS
 from training.errors import OptionError
+from training.options.derived import precision
 from training.options.method import NONE
 from training.options.options import Options
 
@@ -187,6 +188,13 @@ def _check_memory(options: Options) -> None:
             "teacher_precision",
             hardware.teacher_precision,
             "--distillation_weight 0 loads no teacher",
+        )
+        _require(
+            not options.lora.use_lora or hardware.teacher_precision == "fp32" or precision(options) != "no",
+            "teacher_precision",
+            hardware.teacher_precision,
+            "with --use_lora it is the precision of the student's base too, which a run in float32 cannot train "
+            "through; add --mixed_precision bf16 or leave the flag out",
         )
 
 
