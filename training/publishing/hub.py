@@ -49,7 +49,7 @@ def check_push(args: argparse.Namespace, private: bool | None = None) -> str:
         check_repo_id(repo_name(args), "--hub_model_id")
         repo_id = api.create_repo(repo_name(args), private=private, exist_ok=True).repo_id
         _refuse_public(api.model_info(repo_id), private)
-        # Asks how this file would be uploaded, which the Hub answers only for accounts with write access. Nothing is sent.
+        # Asks how this file would be uploaded: the Hub answers only accounts with write access. Nothing is sent.
         api.preupload_lfs_files(repo_id, [CommitOperationAdd(CARD, b"x")])
     except PublishError:
         raise
