@@ -1,6 +1,5 @@
 """One network's side of the two-player game: optimizer, learning rate, clip, and the guard against non-finite steps."""
 
-import argparse
 from collections.abc import Iterable
 
 import torch
@@ -10,6 +9,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from training.errors import UserError
+from training.options.options import Options
 
 CHECK_SCALE_EVERY = 10  # updates of one network; each check waits for the device
 SMALLEST_SCALE = 1.0  # below it fp16's gradients are smaller than without a scaler
@@ -17,42 +17,42 @@ SMALLEST_SCALE = 1.0  # below it fp16's gradients are smaller than without a sca
 MAX_OVERFLOWS_IN_A_ROW = 20
 
 
-def student_optimizer(parameters: Iterable[nn.Parameter], args: argparse.Namespace, scale: float):
+def student_optimizer(parameters: Iterable[nn.Parameter], options: Options, scale: float):
     """AdamW with the student's flags; bitsandbytes' 8-bit one on request. `scale` multiplies the learning rate."""
     options = {
-        "lr": args.learning_rate * scale,
-        "betas": (args.adam_beta1, args.adam_beta2),
-        "weight_decay": args.adam_weight_decay,
-        "eps": args.adam_epsilon,
+        "lr": options.optimization.learning_rate * scale,
+        "betas": (options.optimization.adam_beta1, options.optimization.adam_beta2),
+        "weight_decay": options.optimization.adam_weight_decay,
+        "eps": options.optimization.adam_epsilon,
     }
-    if args.use_8bit_adam:
+    if options.optimization.use_8bit_adam:
         import bitsandbytes
 
         return bitsandbytes.optim.AdamW8bit(parameters, **options)
     return torch.optim.AdamW(parameters, fused=True, **options)
 
 
-def discriminator_optimizer(parameters: Iterable[nn.Parameter], args: argparse.Namespace, scale: float):
+def discriminator_optimizer(parameters: Iterable[nn.Parameter], options: Options, scale: float):
     """Adam without weight decay (StyleGAN-T), which is what AdamW with decay 0 computes."""
     return torch.optim.AdamW(
         parameters,
-        lr=args.discriminator_learning_rate * scale,
-        betas=(args.discriminator_adam_beta1, args.discriminator_adam_beta2),
+        lr=options.discriminator.discriminator_learning_rate * scale,
+        betas=(options.discriminator.discriminator_adam_beta1, options.discriminator.discriminator_adam_beta2),
         weight_decay=0.0,
-        eps=args.adam_epsilon,
+        eps=options.optimization.adam_epsilon,
         fused=True,
     )
 
 
-def learning_rate_schedule(optimizer: torch.optim.Optimizer, args: argparse.Namespace, total_steps: int):
+def learning_rate_schedule(optimizer: torch.optim.Optimizer, options: Options, total_steps: int):
     """One of diffusers' schedules, counted in iterations. Never `prepare`d: accelerate would step it once a process."""
     return get_scheduler(
-        args.lr_scheduler,
+        options.optimization.lr_scheduler,
         optimizer=optimizer,
-        num_warmup_steps=args.lr_warmup_steps,
+        num_warmup_steps=options.optimization.lr_warmup_steps,
         num_training_steps=total_steps,
-        num_cycles=args.lr_num_cycles,
-        power=args.lr_power,
+        num_cycles=options.optimization.lr_num_cycles,
+        power=options.optimization.lr_power,
     )
 
 

@@ -1,9 +1,9 @@
 """Makes the batch of an iteration from what the loader gives: encoded images and captions, random numbers."""
 
-import argparse
 from dataclasses import dataclass, field
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from discriminator import projection_condition
@@ -14,7 +14,8 @@ from distillation.student import Condition
 from distillation.teacher import TeacherConditions
 from training.encoding.embeddings import Embeddings
 from training.models.families import Family
-from training.options.derived import guiding_prompts
+from training.options.derived import frozen_dtype, guiding_prompts, noise_settings
+from training.options.options import Options
 
 
 @dataclass
@@ -30,7 +31,7 @@ class BatchMaker:
         guiding: the embeddings `(1, ...)` of each prompt that guides the teacher.
     """
 
-    args: argparse.Namespace
+    options: Options
     student: Family
     teacher: Family
     latents: LatentSpace
@@ -44,20 +45,20 @@ class BatchMaker:
     @torch.no_grad()
     def __call__(self, loaded: dict, iteration: int) -> Batch:
         """`loaded` is what `training.data.dataset.collate` returns."""
-        args, seed = self.args, self.settings.seed
+        options, seed = self.options, self.settings.seed
         x0 = loaded["pixels"].to(self.device, non_blocking=True)
         captions, ids = loaded["captions"], loaded["sample_ids"]
         sizes = {k: loaded[k].to(self.device) for k in ("original_size", "crop_top_left", "target_size")}
         z0_moments = self.embeddings.latents(x0, ids)
         noise = draw_noise(self.settings, loaded["positions"].tolist(), z0_moments[0].shape[1:]).to(self.device)
         c = None
-        if args.adversarial_weight > 0:
+        if options.method.adversarial_weight > 0:
             known = None if self.last_timestep is None else noise.s != self.last_timestep
             c_text, c_img = self.embeddings.c_text(captions), self.embeddings.c_img(x0, ids)
             c = projection_condition(c_text, c_img, known)
         decode_window = None
-        if args.decode_crop_size is not None:
-            size = args.decode_crop_size // self.latents.factor
+        if options.hardware.decode_crop_size is not None:
+            size = options.hardware.decode_crop_size // self.latents.factor
             decode_window = Window.draw(z0_moments[0].shape[2:], size, draw_decode_window(seed, iteration))
         condition = self._condition(self.student, captions, sizes)
         return Batch(
@@ -79,11 +80,11 @@ class BatchMaker:
 
     def _teacher_conditions(self, student: Condition, captions: list[str], sizes: dict) -> TeacherConditions | None:
         """`student` is what the captions are to the student; a teacher of the same repo takes the same."""
-        if self.args.distillation_weight == 0:
+        if self.options.method.distillation_weight == 0:
             return None
         same = self.teacher is self.student
         caption = student if same else self._condition(self.teacher, captions, sizes)
-        guiding = (self._guiding_condition(prompt, sizes) for prompt in guiding_prompts(self.args))
+        guiding = (self._guiding_condition(prompt, sizes) for prompt in guiding_prompts(self.options))
         return TeacherConditions(caption, *guiding)
 
     def _guiding_condition(self, prompt: str, sizes: dict) -> Condition:
@@ -93,3 +94,27 @@ class BatchMaker:
         count = len(sizes["original_size"])
         embedded = {name: value.expand(count, *value.shape[1:]) for name, value in self.guiding[prompt].items()}
         return self.teacher.condition(embedded, sizes)
+
+
+def make_batch_maker(
+    options: Options,
+    student: Family,
+    teacher: Family,
+    latents: LatentSpace,
+    embeddings: Embeddings,
+    seed: int,
+    accelerator: Accelerator,
+) -> BatchMaker:
+    """The `BatchMaker` of a run."""
+    keeps_image = options.discriminator.condition_image_at_last_timestep
+    return BatchMaker(
+        options,
+        student,
+        teacher,
+        latents,
+        embeddings,
+        noise_settings(options, seed),
+        None if keeps_image else options.method.student_timesteps[-1],
+        accelerator.device,
+        frozen_dtype(accelerator),
+    )

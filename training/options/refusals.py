@@ -143,9 +143,8 @@ def _check_models(options: Options) -> None:
         ("tiny_vae_revision", "pretrained_tiny_vae_model"),
         ("vae_revision", "pretrained_vae_model_name_or_path"),
     ):
-        value = getattr(args, flag, None)
-        named = getattr(args, model, None) not in (None, NONE)
-        _require(value is None or named, flag, value, f"it is read only with --{model}")
+        named = flat[model] not in (None, NONE)
+        _require(flat[flag] is None or named, flag, flat[flag], f"it is read only with --{model}")
     for flag in ("lora_alpha", "lora_target_modules", "fuse_lora"):
         value = getattr(lora, flag)
         _require(not value or lora.use_lora, flag, value, "add --use_lora, or the flag has no effect")
