@@ -175,7 +175,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, monkeypat
         original(self, micro_batches)
 
     monkeypatch.setattr(Trainer, "_iteration", iteration)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         run_jobs(jobs, world, Here())
     AcceleratorState._reset_state(reset_partial_state=True)
     assert run_jobs(jobs, world, Here()) == {}
