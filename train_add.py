@@ -5,16 +5,14 @@ This file is the run. `train` prepares it, iterates, and publishes the student; 
 are the two updates of an iteration. They call the losses in distillation/losses.py, the discriminator in discriminator/
 and, for everything around the method, the folders in training/.
 
-In the paper's notation x0 is a real image and z0 its latent, s a student timestep and t a teacher timestep, x^_theta the
-student's sample and x^_psi the teacher's target, F_k the features and D_k the heads of the discriminator.
+In the paper's notation x0 is a real image and z0 its latent, s a student timestep and t a teacher timestep, x^_theta
+the student's sample and x^_psi the teacher's target, F_k the features and D_k the heads of the discriminator.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,26 +24,26 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from distillation.losses import Batch, StudentSample
 from distillation.noise import derive_seed
 from training.accelerator import make_accelerator
-from training.checkpoints.store import save_checkpoint
 from training.command import run_command
-from training.data.dataset import Rows, load_rows, make_dataloader
-from training.data.reader import SampleReader, make_reader
-from training.encoding.batches import BatchMaker
+from training.data.dataset import load_rows, make_dataloader, make_reader
+from training.description import describe
+from training.encoding.batches import make_batch_maker
 from training.encoding.cache import open_embeddings
 from training.interruption import Interrupted, Interruption
 from training.models.families import Family, StableDiffusion, open_families
-from training.models.networks import Networks, load_networks, make_discriminator
+from training.models.networks import load_networks, make_discriminator
 from training.options import Options, make_parser
-from training.options.derived import effective_batch_size, make_schedules, total_iterations
+from training.options.derived import make_schedules, total_iterations
 from training.options.memory_advice import advise_when_out_of_memory
 from training.options.refusals import refuse
 from training.options.resuming import check_resumed
 from training.players import Players, make_players
 from training.progress import READ_EVERY, Progress
-from training.publishing.output import Publisher
+from training.publishing.publisher import Publisher, output_folder
 from training.resume import checkpoint_to_resume, choose_seed, run_arguments
-from training.run_state import RunState, pack_run, unpack_run
-from training.summary import describe_run
+from training.run import Run
+from training.run_state import RunState, unpack_run
+from training.saving import save, tracker_config
 from training.validation import Validator
 
 logger = logging.getLogger("train_add")
@@ -134,59 +132,39 @@ def _backward(
     return figures, total
 
 
-@dataclass
-class Run:
-    """The parts of a run, made by `prepare`."""
-
-    options: Options
-    accelerator: Accelerator
-    family: Family
-    networks: Networks
-    players: Players
-    state: RunState
-    rows: Rows
-    reader: SampleReader
-    make_batch: BatchMaker
-    publisher: Publisher
-    arguments: dict[str, Any]
-    total_steps: int
-
-    @property
-    def effective_batch_size(self) -> int:
-        """Samples per iteration, over all processes."""
-        return effective_batch_size(self.options, self.accelerator.num_processes)
-
-
-def prepare(options: Options, family: type[Family]) -> Run:
+def prepare(options: Options, family: type[Family], accelerator: Accelerator) -> Run:
     """Make the parts of a run. What cannot work is refused before any weight is loaded.
 
+    Args:
+        options: as `refuse` has let them pass.
+        family: of the student.
+        accelerator: of `make_accelerator`.
+
     Raises:
-        UserError: an option, the data, a model, the output folder or the checkpoint cannot be used.
+        UserError: the data, a model or the checkpoint cannot be used.
     """
-    refuse(options)
-    accelerator = make_accelerator(options)
     student, teacher = open_families(options, family)
     schedules = make_schedules(options, student, teacher)
-    publisher = Publisher(options, accelerator, student, schedules[0].prediction_type)
-
     checkpoint = checkpoint_to_resume(options, accelerator)
     seed = choose_seed(options, checkpoint, accelerator)
-    rows, reader = load_rows(options, seed), make_reader(options.data, seed)
-    total_steps = total_iterations(options, rows, accelerator.num_processes)
+    rows, reader = load_rows(options, seed), make_reader(options, seed)
     arguments = run_arguments(options, seed, accelerator, rows, student, teacher)
-    changed = check_resumed(checkpoint, arguments, options) if checkpoint is not None else []
+    changed = []
+    if checkpoint is not None:
+        changed = check_resumed(checkpoint.path.name, checkpoint.state["arguments"], arguments, options)
 
     set_seed(derive_seed(seed) % 2**32)  # initial weights are the same at every process
     networks = load_networks(options, student, teacher, accelerator)
     embeddings = open_embeddings(options, accelerator, rows, reader, student, teacher, networks.latents)
     discriminator = make_discriminator(options, embeddings.condition_dim, accelerator)
+    total_steps = total_iterations(options, rows, accelerator.num_processes)
     players = make_players(options, accelerator, networks, discriminator, schedules, total_steps)
     state = RunState(seed) if checkpoint is None else unpack_run(checkpoint, players, accelerator)
     state.changed += changed
-    make_batch = BatchMaker.of(options, student, teacher, networks.latents, embeddings, seed, len(schedules[0]), accelerator)
+    make_batch = make_batch_maker(options, student, teacher, networks.latents, embeddings, seed, accelerator)
     return Run(
-        options, accelerator, student, networks, players, state, rows, reader, make_batch, publisher, arguments,
-        total_steps,
+        options, accelerator, student, teacher, schedules, networks, players, state, rows, reader, embeddings,
+        make_batch, arguments, total_steps,
     )  # fmt: skip
 
 
@@ -197,33 +175,63 @@ def train(options: Options, family: type[Family]) -> None:
         UserError: something cannot be used, or the run has diverged.
         Interrupted: a signal has ended the run, after a checkpoint.
     """
-    with advise_when_out_of_memory(options), logging_redirect_tqdm(), Interruption() as interruption:
-        run = prepare(options, family)
-        accelerator, state = run.accelerator, run.state
+    refuse(options)
+    accelerator = make_accelerator(options)
+    with (
+        advise_when_out_of_memory(options),
+        output_folder(options, accelerator),
+        Interruption() as interruption,
+        logging_redirect_tqdm(),
+    ):
+        run = prepare(options, family, accelerator)
+        publisher = Publisher(run)
         accelerator.init_trackers(options.output.tracker_project_name, config=tracker_config(run.arguments))
-        logger.info("ADD distillation\n%s", describe_run(run))
-        progress = Progress(accelerator, run.players, state, run.total_steps, run.effective_batch_size, options)
-        validator = Validator(run)
-        for micro_batches in micro_batches_from(run):
-            if state.step >= run.total_steps:
-                break
-            take_iteration(run, micro_batches, progress)
-            is_last = state.step == run.total_steps
-            if is_last or state.step % READ_EVERY == 0:
+        logger.info("ADD distillation\n%s", describe(run))
+        progress, validator = Progress(run), Validator(run)
+        if run.state.step == 0:
+            validator.validate()
+        for loaded in micro_batches(run):
+            batches = [run.make_batch(samples, run.state.step) for samples in loaded]
+            # Dropout of an adapter is the only operation that draws from the global random state.
+            set_seed(derive_seed(run.state.seed, run.state.step, accelerator.process_index, 2) % 2**32)
+            figures, skipped = iteration(run.players, batches)
+            run.state.advance(loaded, run.effective_batch_size)
+            progress.add(figures, skipped, loaded)
+
+            is_last = run.state.step == run.total_steps
+            if is_last or run.state.step % READ_EVERY == 0:
                 progress.show()
-            if validator.is_due(state.step, is_last):
-                validator.validate(state.step)
-            # Processes have to agree on a signal, and for that they wait for each other.
-            signal = interruption.agreed(accelerator, state.step)
-            if is_last or signal or state.step % options.output.checkpointing_steps == 0:
+            if is_last or run.state.step % options.validation.validation_steps == 0:
+                validator.validate()
+            # Processes wait for each other to agree on a signal: no more often than they do for the figures anyway.
+            may_end = not is_last and (accelerator.num_processes == 1 or run.state.step % READ_EVERY == 0)
+            signum = interruption.agreed(accelerator) if may_end else 0
+            if is_last or signum or run.state.step % options.output.checkpointing_steps == 0:
                 progress.show()  # raises where the steps since the last checkpoint were skipped
                 save(run)
-            if signal and not is_last:
+                publisher.push_checkpoint()
+            if signum:
                 accelerator.end_training()
-                raise Interrupted(signal, state.step)
+                raise Interrupted(signum, run.state.step)
         progress.close()
-        run.publisher.publish(run.players, run.state)
+        publisher.publish()
         accelerator.end_training()
+
+
+def micro_batches(run: Run) -> Iterator[list[dict[str, Any]]]:
+    """The samples of each iteration that is left, one dictionary per micro-batch."""
+    optimization = run.options.optimization
+    loader = make_dataloader(
+        run.rows,
+        run.reader,
+        batch_size=optimization.train_batch_size,
+        rank=run.accelerator.process_index,
+        world_size=run.accelerator.num_processes,
+        start_position=run.state.position,
+        num_workers=run.options.data.dataloader_num_workers,
+    )
+    for _ in range(run.state.step, run.total_steps):
+        yield list(islice(loader, optimization.gradient_accumulation_steps))
 
 
 if __name__ == "__main__":

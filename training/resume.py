@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from training.agreement import agree
 from training.checkpoints.manifest import MANIFEST, file_sha256
 from training.checkpoints.store import Checkpoint, find_checkpoint, load_checkpoint
-from training.data.dataset import Rows, dataset_fingerprint
+from training.data.fingerprint import dataset_fingerprint
+from training.data.sources import Rows
 from training.encoding.fingerprint import model_fingerprint
 from training.models.families import Family
 from training.options import Options

@@ -35,6 +35,12 @@ class RunState:
     replaced: int = 0
     changed: list[str] = field(default_factory=list)
 
+    def advance(self, loaded: list[dict[str, Any]], effective_batch_size: int) -> None:
+        """Count one iteration, whose micro-batches are `loaded`."""
+        self.step += 1
+        self.position += effective_batch_size
+        self.replaced += sum(samples["replaced"] for samples in loaded)
+
 
 def pack_run(
     players: Players, state: RunState, arguments: Mapping[str, Any], accelerator: Accelerator

@@ -1,18 +1,24 @@
 """Sample grids of the student during training, at 1, 2 and 4 steps and with the same noise every time, under a row of
 the teacher's samples."""
 
+import logging
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
+
+from training.models.lora import adapter_disabled
+from training.options.derived import make_student_scheduler
+from training.run import Run
+
+logger = logging.getLogger(__name__)
 
 VALIDATION_STEPS = (1, 2, 4)
 TEACHER_STEPS, TEACHER_GUIDANCE = 25, 7.5
@@ -36,37 +42,60 @@ def averaged(student: nn.Module, ema: EMAModel | None) -> Iterator[nn.Module]:
         student.train(training)
 
 
-def sample_row(
-    pipeline: DiffusionPipeline, prompts: Sequence[str], size: int, seed: int, steps: int, guidance_scale: float = 0.0
-) -> list[Image.Image]:
-    """One image of `size` pixels per prompt; prompt i starts from the noise of `seed + i`."""
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
-    return pipeline(
-        list(prompts), num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators, height=size,
-        width=size,
-    ).images  # fmt: skip
+class Validator:
+    """Draws the sample grids of a run. The teacher's row is drawn once.
 
+    Args:
+        run: with `--validation_prompts`; without them nothing is drawn.
+    """
 
-def sample_rows(
-    accelerator: Accelerator, pipeline: DiffusionPipeline, prompts: Sequence[str], size: int, seed: int
-) -> dict[str, list[Image.Image]]:
-    """The student's rows of a grid by their labels, one for each of `VALIDATION_STEPS`."""
-    pipeline.set_progress_bar_config(disable=True)
-    with torch.no_grad(), accelerator.autocast():
-        return {
-            f"{steps} step{'s' * (steps > 1)}": sample_row(pipeline, prompts, size, seed, steps)
-            for steps in VALIDATION_STEPS
-        }
+    def __init__(self, run: Run):
+        self.run = run
+        self.prompts, self.size = run.options.validation.validation_prompts or (), run.options.data.resolution
+        self.teacher_rows: dict[str, list[Image.Image]] | None = None
 
+    def validate(self) -> None:
+        """Write the grid of this iteration to `validation/step-N.png` in `--output_dir` and to the trackers."""
+        run = self.run
+        if self.prompts and run.accelerator.is_main_process:
+            device, on_cpu = run.accelerator.device, run.options.hardware.cache_dir_latents is not None
+            for family in {run.family, run.teacher_family}:
+                family.move_text_encoders(device)
+            if self.teacher_rows is None:
+                self.teacher_rows = self._draw_teacher()
+            with averaged(run.players.student, run.players.ema) as student:
+                pipeline = run.family.pipeline(student, make_student_scheduler(run.options, run.family.scheduler))
+                rows = {
+                    f"{steps} step{'s' * (steps > 1)}": self._draw(pipeline, steps, 0.0) for steps in VALIDATION_STEPS
+                }
+            path = save_grid(run, make_grid(self.teacher_rows | rows, self.prompts))
+            for family in {run.family, run.teacher_family} if on_cpu else ():
+                family.move_text_encoders(torch.device("cpu"))
+            logger.info("Samples at iteration %d: %s", run.state.step, path)
+        run.accelerator.wait_for_everyone()
 
-def teacher_rows(
-    accelerator: Accelerator, pipeline: DiffusionPipeline, prompts: Sequence[str], size: int, seed: int
-) -> dict[str, list[Image.Image]]:
-    """The teacher's row of a grid by its label, from the same noise as the student's rows."""
-    pipeline.set_progress_bar_config(disable=True)
-    with torch.no_grad(), accelerator.autocast():
-        row = sample_row(pipeline, prompts, size, seed, TEACHER_STEPS, TEACHER_GUIDANCE)
-    return {f"teacher, {TEACHER_STEPS} steps": row}
+    def _draw_teacher(self) -> dict[str, list[Image.Image]]:
+        """The teacher's row by its label; none without a teacher."""
+        run, teacher = self.run, self.run.networks.teacher
+        if teacher is None:
+            return {}
+        scheduler = DPMSolverMultistepScheduler.from_config(run.teacher_family.scheduler.config)
+        few_step = run.teacher_family.pipeline(teacher, scheduler)
+        pipeline = few_step._stock_class.from_pipe(few_step)
+        is_shared = teacher is run.players.student
+        with adapter_disabled(teacher) if is_shared else nullcontext():
+            return {f"teacher, {TEACHER_STEPS} steps": self._draw(pipeline, TEACHER_STEPS, TEACHER_GUIDANCE)}
+
+    @torch.no_grad()
+    def _draw(self, pipeline: DiffusionPipeline, steps: int, guidance_scale: float) -> list[Image.Image]:
+        """One image per prompt; prompt i starts from the noise of seed + i in every row and at every iteration."""
+        pipeline.set_progress_bar_config(disable=True)
+        generators = [torch.Generator().manual_seed(self.run.state.seed + i) for i in range(len(self.prompts))]
+        with self.run.accelerator.autocast():
+            return pipeline(
+                list(self.prompts), num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators,
+                height=self.size, width=self.size,
+            ).images  # fmt: skip
 
 
 def make_grid(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str]) -> Image.Image:
@@ -98,13 +127,13 @@ def make_grid(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str])
     return grid
 
 
-def save_grid(accelerator: Accelerator, grid: Image.Image, output_dir: str | Path, step: int) -> Path:
-    """Write a grid to `output_dir/validation/step-N.png` and to the trackers. Returns the file."""
-    path = Path(output_dir, "validation", f"step-{step}.png")
+def save_grid(run: Run, grid: Image.Image) -> Path:
+    """Write a grid to `validation/step-N.png` in `--output_dir` and to the trackers. Returns the file."""
+    path = Path(run.options.output.output_dir, "validation", f"step-{run.state.step}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     grid.save(path)
-    for tracker in accelerator.trackers:
+    for tracker in run.accelerator.trackers:
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
         if hasattr(tracker, "log_images"):
-            tracker.log_images({"validation": np.asarray(grid)[None]}, step=step, **layout)
+            tracker.log_images({"validation": np.asarray(grid)[None]}, step=run.state.step, **layout)
     return path

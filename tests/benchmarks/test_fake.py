@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
+from training.options.arguments import make_parser
 
 from benchmarks import architectures, fake
 from benchmarks.count import GIB, count_iteration
@@ -15,7 +16,6 @@ from tests.trainers import make_batches, make_trainer
 from training.iteration import train_iteration
 from training.models.quantization import quantize_linears
 from training.optimization import Updater
-from training.options.arguments import make_parser
 
 FLAGS = (
     "--mixed_precision no",

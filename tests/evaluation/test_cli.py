@@ -8,6 +8,7 @@ import pytest
 from transformers import BitImageProcessor
 
 from evaluation.__main__ import main
+from evaluation.errors import INSTALL_EXTRAS, EvaluationError
 from evaluation.preference.__main__ import main as preference_main
 from examples.tiny.models import make_classifier
 from tests.evaluation.commands import exit_status
@@ -120,10 +121,11 @@ def test_errors_name_the_flag_and_the_fix(tmp_path, capsys, words, message):
 @pytest.mark.parametrize(
     "flags", [["--scheduler_args", "[1]"], ["--call_args", "{"], ["--batch_size", "0"], ["--torch_dtype", "int8"]]
 )
-def test_flags_that_cannot_be_parsed(tmp_path, world, capsys, flags):
-    with pytest.raises(SystemExit):
-        main(generate_command(world, tmp_path / "r", *flags))
-    assert flags[0] in capsys.readouterr().err
+def test_flags_that_cannot_be_parsed_are_one_line(tmp_path, world, capsys, flags):
+    assert exit_status(main, generate_command(world, tmp_path / "r", *flags)) == 2
+    error = capsys.readouterr().err
+    assert flags[0] in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "r").exists()
 
 
@@ -153,3 +155,73 @@ def test_elo_of_a_study_without_votes_of_people(tmp_path, world, capsys):
     assert exit_status(preference_main, ["elo", *study]) == 2
     assert "--voters judges" in capsys.readouterr().err
     assert len(PROMPTS) > 3
+
+
+@pytest.mark.parametrize("words", [["--debug", "compare", "a"], ["compare", "a", "--debug"]])
+def test_debug_shows_the_traceback_wherever_it_is_given(words):
+    with pytest.raises(EvaluationError, match="at least two runs"):
+        main([*words, "--output_dir", "x"])
+
+
+@pytest.mark.parametrize(
+    ("package", "command", "words"),
+    [
+        ("matplotlib", main, ["compare", "{a}", "{b}", "--output_dir", "{dir}/out"]),
+        ("torchmetrics", main, ["measure", "{a}", "--reference", "{a}"]),
+        ("prdc", main, ["measure", "{a}", "--reference", "{a}"]),
+        ("starlette", preference_main, ["serve", "{a}", "{b}", "--study", "{dir}/s"]),
+        ("scipy", preference_main, ["elo", "--study", "{dir}/s"]),
+    ],
+)
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(
+    tmp_path, monkeypatch, capsys, package, command, words
+):
+    a, b = (make_run(tmp_path / name, 90).folder for name in "ab")
+    monkeypatch.setitem(sys.modules, package, None)
+    assert exit_status(command, [word.format(a=a, b=b, dir=tmp_path) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert f"needs {package}" in error
+    assert INSTALL_EXTRAS in error
+    assert error.count("\n") == 1
+
+
+ABSENT = """
+import runpy, sys
+for name in ("torchmetrics", "scipy", "sklearn", "matplotlib", "prdc", "starlette", "uvicorn", "gradio"):
+    sys.modules[name] = None
+sys.argv = ["x", "--help"]
+runpy.run_module("{module}", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["evaluation", "evaluation.preference", "evaluation.ablations", "evaluation.comparison", "evaluation.lcm",
+     "examples.demo.report", "examples.live"],
+)  # fmt: skip
+def test_every_command_starts_without_the_extras(module):
+    """So that it can say which of them it needs."""
+    result = subprocess.run([sys.executable, "-c", ABSENT.format(module=module)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"usage: python -m {module} ")
+
+
+def test_judge_is_told_its_own_options(tmp_path, capsys):
+    """Not those of `measure`."""
+    runs = [str(make_run(tmp_path / name, 90).folder) for name in "ab"]
+    words = ["judge", *runs, "--study", str(tmp_path / "s"), "--model", str(tmp_path)]
+    assert exit_status(preference_main, words) == 2
+    error = capsys.readouterr().err
+    assert f"--model {tmp_path}: the folder cannot be loaded" in error
+    assert "--processor" in error
+    assert "--metrics" not in error
+
+
+def test_compare_says_where_the_page_is_and_refuses_what_is_no_elo(tmp_path, capsys):
+    runs = [str(make_run(tmp_path / name, 90).folder) for name in "ab"]
+    assert exit_status(main, ["compare", *runs, "--output_dir", str(tmp_path / "out")]) == 0
+    assert f"The page is {tmp_path / 'out/comparison.html'}." in capsys.readouterr().out
+    (tmp_path / "elo.json").write_text("[]")
+    words = ["compare", *runs, "--output_dir", str(tmp_path / "out"), "--elo", str(tmp_path / "elo.json")]
+    assert exit_status(main, words) == 2
+    assert "elo.json: cannot be read" in capsys.readouterr().err

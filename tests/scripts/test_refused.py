@@ -23,8 +23,8 @@ def refused(script, capsys, *argv):
     [
         ((), r"--dataset_name got None and --train_data_dir got None: give exactly one"),
         (("--dataset_name", "x", "--train_data_dir", "."), "give exactly one of them"),
-        (("--dataset_name", "json"), "--dataset_name got 'json': this loader reads files of a folder.*--train_data_dir"),
-        (("--train_data_dir", ".", "--dataset_revision", "v1"), "--dataset_revision got 'v1': files of a folder have no"),
+        (("--dataset_name", "json"), "--dataset_name got 'json': this loader reads .*--train_data_dir"),
+        (("--train_data_dir", ".", "--dataset_revision", "v1"), "--dataset_revision got 'v1': files of a"),
         (("--train_data_dir", "/nowhere"), r"--train_data_dir got '/nowhere': this is no folder"),
         (("--dataset_name", "x", "--streaming"), "--streaming got True.*--max_train_steps"),
         (("--dataset_name", "x", "--resolution", 33), "--resolution got 33: give a multiple of 8"),

@@ -53,6 +53,15 @@ def write_text(path: Path, text: str) -> None:
     sync(path)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text, encoding="utf-8")
+    sync(aside)
+    os.replace(aside, path)
+    sync(path.parent)
+
+
 def write_manifest(folder: Path) -> None:
     """Describe every file of `folder`. All of them must have been synced."""
     entries = {p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in folder.iterdir()}

@@ -15,8 +15,9 @@ from training.data.columns import check_columns
 from training.data.errors import DataError, reason
 from training.data.order import GlobalBatchSampler, SampleKey
 from training.data.reader import MAX_REPLACED, Replacements, SampleReader, UnusableSample
-from training.data.sources import Rows, Source, first_row, load_split
+from training.data.sources import Rows, Source, first_row, image_folders, load_split
 from training.data.streams import StreamingImageTextDataset
+from training.options.options import Options
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,37 @@ def load_image_text_dataset(
     if streaming:
         return rows.take(max_train_samples)
     return rows.shuffle(seed=seed).select(range(min(max_train_samples, len(rows))))
+
+
+def load_rows(options: Options, seed: int) -> Rows:
+    """The rows that a run trains on; see `load_image_text_dataset`."""
+    data = options.data
+    return load_image_text_dataset(
+        dataset_name=data.dataset_name,
+        dataset_config_name=data.dataset_config_name,
+        train_data_dir=data.train_data_dir,
+        split=data.dataset_split,
+        image_column=data.image_column,
+        caption_column=data.caption_column,
+        max_train_samples=data.max_train_samples,
+        streaming=data.streaming,
+        cache_dir=options.models.cache_dir,
+        seed=seed,
+        revision=data.dataset_revision,
+    )
+
+
+def make_reader(options: Options, seed: int) -> SampleReader:
+    """The reader of a run's samples."""
+    data = options.data
+    source = Source(
+        data.dataset_name, data.dataset_config_name, data.train_data_dir, data.dataset_revision,
+        options.models.cache_dir,
+    )  # fmt: skip
+    return SampleReader(
+        data.image_column, data.caption_column, data.resolution, data.center_crop, data.random_flip, seed,
+        image_folders(source),
+    )  # fmt: skip
 
 
 class ImageTextDataset(torch.utils.data.Dataset):

@@ -9,7 +9,6 @@
 Arrays are memory-mapped: a batch reads its own rows, and the set may be larger than memory. See `cache_arrays`.
 """
 
-import argparse
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -40,6 +39,7 @@ from training.errors import OptionError
 from training.main_process import on_main_process
 from training.models.families import Family
 from training.options.derived import HALF, guiding_prompts
+from training.options.options import Options
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class CachedEmbeddings:
 
 
 def open_cache(
-    args: argparse.Namespace,
+    options: Options,
     accelerator: Accelerator,
     rows: datasets.Dataset,
     reader: SampleReader,
@@ -105,13 +105,15 @@ def open_cache(
         FolderInUse: another run is making this cache.
         CacheError: the cache is damaged, or cannot be written.
     """
-    folder = Path(args.cache_dir_latents)
-    if not on_main_process(accelerator, lambda: is_there(args, fingerprint)):
+    folder = Path(options.hardware.cache_dir_latents)
+    if not on_main_process(accelerator, lambda: is_there(options, fingerprint)):
         with lock_folder_of_run(accelerator, folder, "--cache_dir_latents"):
             # Another run may have finished it while this one waited for its networks to load.
-            if not on_main_process(accelerator, lambda: is_there(args, fingerprint)):
+            if not on_main_process(accelerator, lambda: is_there(options, fingerprint)):
                 captions = list(dict.fromkeys([*fingerprint["prompts"], *all_captions(rows, reader)]))
-                tables = make_tables(make_encoders(), families, rows, reader, captions, args.dataloader_num_workers)
+                tables = make_tables(
+                    make_encoders(), families, rows, reader, captions, options.data.dataloader_num_workers
+                )
                 dtype = np.float16 if accelerator.mixed_precision in HALF else np.float32
                 write_cache(folder, fingerprint, captions, tables, accelerator, dtype)
     return _read_cache(folder, families, accelerator)
@@ -145,7 +147,7 @@ def _read_cache(folder: Path, families: dict[str, Family], accelerator: Accelera
 
 
 def cache_fingerprint(
-    args: argparse.Namespace,
+    options: Options,
     accelerator: Accelerator,
     rows: datasets.Dataset,
     families: dict[str, Family],
@@ -154,9 +156,9 @@ def cache_fingerprint(
     found = {
         "data": rows._fingerprint,
         "samples": len(rows),
-        "resolution": args.resolution,
+        "resolution": options.data.resolution,
         "precision": accelerator.mixed_precision,
-        "prompts": list(guiding_prompts(args)),
+        "prompts": list(guiding_prompts(options)),
         "scaling_factor": families["student"].scaling_factor,
         "vae": model_fingerprint(*families["student"].vae_place()),
     }
@@ -165,27 +167,27 @@ def cache_fingerprint(
             place = (family.name, part, family.where["revision"], family.where["cache_dir"])
             found[f"{name}.{part}"] = model_fingerprint(*place)
     for kind in ("text", "image"):
-        model = getattr(args, f"discriminator_{kind}_model")
-        is_on = args.adversarial_weight > 0 and model != "none"
-        revision = getattr(args, f"discriminator_{kind}_model_revision")
-        found[f"c_{kind}"] = model_fingerprint(model, "", revision, args.cache_dir) if is_on else None
+        model = getattr(options.discriminator, f"discriminator_{kind}_model")
+        is_on = options.method.adversarial_weight > 0 and model != "none"
+        revision = getattr(options.discriminator, f"discriminator_{kind}_model_revision")
+        found[f"c_{kind}"] = model_fingerprint(model, "", revision, options.models.cache_dir) if is_on else None
     return found
 
 
-def is_there(args: argparse.Namespace, fingerprint: dict) -> bool:
+def is_there(options: Options, fingerprint: dict) -> bool:
     """Whether a whole cache of `fingerprint` is there.
 
     Raises:
         OptionError: there is one of something else, or a part of one: it may have taken hours. Or the folder holds
             something that is no cache.
     """
-    folder = Path(args.cache_dir_latents)
+    folder = Path(options.hardware.cache_dir_latents)
     check_cache_folder(folder)
     for path in (folder / FINGERPRINT, folder / UNFINISHED):
         found = read_fingerprint(path)
         if found is not None and (changed := difference(found, fingerprint)):
             raise OptionError(
-                f"--cache_dir_latents got {args.cache_dir_latents!r}, which was made with something else: {changed}. "
+                f"--cache_dir_latents got {str(folder)!r}, which was made with something else: {changed}. "
                 "Name another folder, or remove this one"
             )
     return read_fingerprint(folder / FINGERPRINT) == fingerprint

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from training.checkpoints.manifest import sync
 from training.errors import UserError
 
 CHECKSUMS = "checksums"
@@ -149,12 +148,3 @@ def check_small_caches(arrays: list[CheckedArray]) -> None:
     if sum(array.rows.nbytes for array in arrays) <= CHECKED_WHOLE:
         for array in arrays:
             array.check_whole()
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    sync(aside)
-    os.replace(aside, path)
-    sync(path.parent)

@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from training.checkpoints.folder_lock import LOCK
-from training.checkpoints.manifest import sync
+from training.checkpoints.manifest import replace_text, sync
 from training.data.dataset import ImageTextDataset, collate
 from training.data.order import SampleKey
 from training.data.reader import SampleReader, caption_options
-from training.encoding.cache_arrays import CHECKSUMS, CacheError, CheckedArray, create_array, replace_text
+from training.encoding.cache_arrays import CHECKSUMS, CacheError, CheckedArray, create_array
 from training.encoding.embeddings import OnlineEmbeddings
 from training.errors import OptionError
 from training.main_process import on_main_process

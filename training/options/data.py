@@ -40,15 +40,20 @@ class DataOptions:
     max_train_samples: int | None = flag(
         None, "Use only this many samples of the data set.", resume=FIXED, range=AT_LEAST_ONE
     )
-    streaming: bool = flag(False, "Read the data set while it is downloaded instead of downloading it first.",
-                           resume=FIXED)
+    streaming: bool = flag(
+        False, "Read the data set while it is downloaded instead of downloading it first.", resume=FIXED
+    )
     resolution: int = flag(
-        512, "Side of the training images in pixels, a multiple of 8. The paper uses 512.", resume=FIXED,
+        512,
+        "Side of the training images in pixels, a multiple of 8. The paper uses 512.",
+        resume=FIXED,
         range=AT_LEAST_ONE,
     )
     center_crop: bool = flag(False, "Crop the center of each image. By default the crop is random.", resume=FIXED)
     random_flip: bool = flag(False, "Flip half of the images horizontally.", resume=FIXED)
     dataloader_num_workers: int = flag(
-        0, "Number of processes that load data; 0 loads in the main process.", resume=Resume.FIXED_FOR_STREAMS,
+        0,
+        "Number of processes that load data; 0 loads in the main process.",
+        resume=Resume.FIXED_FOR_STREAMS,
         range=NOT_NEGATIVE,
     )

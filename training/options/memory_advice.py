@@ -1,6 +1,29 @@
 """What to do when the device's memory does not suffice."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from training.errors import UserError
 from training.options.options import Options, all_flags
+
+
+class OutOfMemoryError(UserError):
+    """The device's memory does not suffice: says which flags would help."""
+
+
+@contextmanager
+def advise_when_out_of_memory(options: Options) -> Iterator[None]:
+    """Turn torch's error into one that names the flags that save memory.
+
+    Raises:
+        OutOfMemoryError: within the context the device's memory did not suffice.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(f"out of memory: {' '.join(str(error).split())} {advice(options)}") from error
 
 
 def advice(options: Options) -> str:

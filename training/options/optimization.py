@@ -63,9 +63,7 @@ class OptimizationOptions:
     max_grad_norm: float = flag(
         1.0, "Maximum gradient norm, of student and heads separately.", resume=FIXED, range=POSITIVE
     )
-    use_ema: bool = flag(
-        False, "Publish and validate an exponential moving average of the student.", resume=FIXED
-    )
+    use_ema: bool = flag(False, "Publish and validate an exponential moving average of the student.", resume=FIXED)
     ema_decay: float = flag(0.999, "Decay of the average per iteration.", resume=FIXED, range=FRACTION)
     max_skipped_steps: int = flag(
         5,

@@ -54,6 +54,11 @@ class Options:
         groups = [getattr(self, name) for name in GROUPS]
         return {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
 
+    def public(self) -> dict[str, Any]:
+        """The flags that a model card may show: all but the private ones."""
+        private = {flag.name for flag in all_flags() if flag.is_private}
+        return {name: value for name, value in self.flat().items() if name not in private}
+
     def recorded(self) -> dict[str, Any]:
         """The flags that checkpoints and trackers may hold: all but the secret ones."""
         secret = {flag.name for flag in all_flags() if flag.is_secret}

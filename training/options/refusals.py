@@ -131,7 +131,10 @@ def _check_models(options: Options) -> None:
         ("vae_revision", "pretrained_vae_model_name_or_path"),
     ):
         _require(
-            flat[flag] is None or flat[model] not in (None, NONE), flag, flat[flag], f"it has no effect without --{model}"
+            flat[flag] is None or flat[model] not in (None, NONE),
+            flag,
+            flat[flag],
+            f"it has no effect without --{model}",
         )
     for flag, model in (
         ("discriminator_text_model_revision", "discriminator_text_model"),
@@ -199,7 +202,9 @@ def _check_output(options: Options) -> None:
     )
     file = output.export_single_file
     if file is not None:
-        _require(file.endswith(".safetensors"), "export_single_file", file, "give a file name that ends in .safetensors")
+        _require(
+            file.endswith(".safetensors"), "export_single_file", file, "give a file name that ends in .safetensors"
+        )
         _require(
             not lora.use_lora or lora.fuse_lora,
             "export_single_file",

@@ -35,7 +35,9 @@ def check_resumed(checkpoint: str, saved: Mapping[str, Any], current: Mapping[st
     allowed = set(options.output.allow_changed or ())
     fixed = set(fixed_names(options))
     if unknown := sorted(allowed - {flag.name for flag in all_flags()} - FACTS.keys()):
-        raise OptionError(f"--allow_changed got {unknown[0]!r}: there is no such flag; the facts are {', '.join(FACTS)}")
+        raise OptionError(
+            f"--allow_changed got {unknown[0]!r}: there is no such flag; the facts are {', '.join(FACTS)}"
+        )
     changes = {name: change for name, change in _changes(saved, current, fixed)}
     if refused := [change for name, change in changes.items() if name not in allowed]:
         names = " ".join(name for name in changes if name not in allowed)

@@ -92,7 +92,7 @@ def test_the_trained_size_is_drawn_and_recorded(tmp_path, world, pipeline):
 
 
 def test_what_a_pipeline_refuses_is_one_line(pipeline):
-    with pytest.raises(EvaluationError, match="StableDiffusionPipeline cannot be called with .*17"):
+    with pytest.raises(EvaluationError, match=r"StableDiffusionPipeline cannot be called with .*17"):
         draw_images(pipeline, plan_shots(["a"], 1, 0), CALL | {"height": 17})
 
 

@@ -56,9 +56,13 @@ def test_damaged_shard(tmp_path, streaming):
     path = shards(tmp_path / "set")
     data = (path / "00001.tar").read_bytes()
     (path / "00001.tar").write_bytes(data[:600])
-    with pytest.raises(DataError, match=r"(--train_data_dir|--streaming).*ReadError: unexpected end of data") as error:
+
+    def read_all():
         rows = load(path, tmp_path, image_column="png", caption_column="txt", streaming=streaming)
         list(make_dataloader(rows, SampleReader("png", "txt", 8), batch_size=4))
+
+    with pytest.raises(DataError, match=r"(--train_data_dir|--streaming).*ReadError: unexpected end of data") as error:
+        read_all()
     assert "\n" not in str(error.value)
 
 

@@ -168,9 +168,7 @@ def test_unfinished_cache_of_something_else_is_refused(world, tmp_path, monkeypa
     with pytest.raises(OptionError, match="resolution: 64 -> 32"):
         make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
     part.write_text(text[:40])
-    with pytest.raises(
-        OptionError, match=r"not empty and holds no cache \(captions.*nothing in it was changed"
-    ):
+    with pytest.raises(OptionError, match=r"not empty and holds no cache \(captions.*nothing in it was changed"):
         make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
     assert array.read_bytes() == b"old"
 
@@ -233,9 +231,7 @@ def test_damage_is_noticed(world, tmp_path, monkeypatch, is_small):
     file = tmp_path / "cache/images/mean.npy"
     whole = file.read_bytes()
     file.write_bytes(whole[:128] + bytes(64) + whole[192:])  # in row 0
-    damaged = pytest.raises(
-        CacheError, match=r"mean\.npy is damaged: row 0 is not what was written\. Remove"
-    )
+    damaged = pytest.raises(CacheError, match=r"mean\.npy is damaged: row 0 is not what was written\. Remove")
     if is_small:
         with damaged:
             make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))

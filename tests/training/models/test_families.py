@@ -3,10 +3,10 @@
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from training.options.arguments import make_parser
 
 from training.errors import OptionError
 from training.models.families import StableDiffusion, StableDiffusionXL, open_families
-from training.options.arguments import make_parser
 
 CAPTIONS = ["a handwritten seven", "a handwritten one, " * 30]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
+from training.options.arguments import make_parser
 
 import train_add
 import train_add_sdxl
@@ -18,7 +19,6 @@ from training.encoding.fingerprint import model_fingerprint
 from training.errors import OptionError
 from training.models import networks
 from training.models.families import StableDiffusion, StableDiffusionXL, open_families
-from training.options.arguments import make_parser
 
 
 def without(folder, part):

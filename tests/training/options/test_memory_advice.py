@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from training.options.arguments import make_parser
 
 import train_add
 from pipelines import ADDPipeline
@@ -10,7 +11,6 @@ from tests import tiny_world
 from tests.trainers import make_batches, make_trainer
 from training.iteration import train_iteration
 from training.models.quantization import quantize_linears
-from training.options.arguments import make_parser
 from training.options.memory_advice import advice
 
 

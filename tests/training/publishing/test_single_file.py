@@ -190,7 +190,7 @@ def test_refusals(student, tmp_path):
     """Named before a weight is read: the file's name, a LoRA alone, other families, x0 students, fp16 variants."""
     _, folder = student
     output = tmp_path / "student.safetensors"
-    with pytest.raises(ValueError, match=r"--output=.*\.ckpt must end in \.safetensors"):
+    with pytest.raises(ValueError, match=r"--output got .*\.ckpt': it must end in \.safetensors"):
         export_single_file(folder, tmp_path / "student.ckpt")
     with pytest.raises(ValueError, match="--dtype=int8 must be one of float32, float16"):
         export_single_file(folder, output, "int8")

@@ -1,7 +1,5 @@
 """The model families that can be distilled or teach."""
 
-import argparse
-
 from diffusers import DiffusionPipeline
 
 from training.errors import OptionError
@@ -9,13 +7,14 @@ from training.models.families.base import Family
 from training.models.families.stable_diffusion import StableDiffusion
 from training.models.families.stable_diffusion_xl import StableDiffusionXL
 from training.models.sources import loading
+from training.options.options import Options
 
 __all__ = ["Family", "StableDiffusion", "StableDiffusionXL", "open_families"]
 
 FAMILY_OF_PIPELINE = {family.stock_class: family for family in (StableDiffusion, StableDiffusionXL)}
 
 
-def open_families(args: argparse.Namespace, expected: type[Family]) -> tuple[Family, Family]:
+def open_families(options: Options, expected: type[Family]) -> tuple[Family, Family]:
     """Student's and teacher's family. Loads no weights.
 
     They are one object where the student is made of the teacher's repo, and where `--distillation_weight 0` needs no
@@ -27,32 +26,22 @@ def open_families(args: argparse.Namespace, expected: type[Family]) -> tuple[Fam
     Raises:
         OptionError: a repo holds another kind of model, or none.
     """
-    own_vae = (getattr(args, "pretrained_vae_model_name_or_path", None), getattr(args, "vae_revision", None))
-    separate = args.pretrained_student_model is not None
-    flag = "pretrained_student_model" if separate else "pretrained_teacher_model"
-    if separate:
-        student = _open(
-            flag, args.pretrained_student_model, args.student_revision, args.student_variant, args.cache_dir, *own_vae
-        )
-    else:
-        student = _open(flag, args.pretrained_teacher_model, args.revision, args.variant, args.cache_dir, *own_vae)
+    models, separate = options.models, options.models.pretrained_student_model is not None
+    of_teacher = ("pretrained_teacher_model", models.pretrained_teacher_model, models.revision, models.variant)
+    of_student = ("pretrained_student_model", models.pretrained_student_model, models.student_revision,
+                  models.student_variant) if separate else of_teacher  # fmt: skip
+    flag = of_student[0]
+    own_vae = (options.sdxl.pretrained_vae_model_name_or_path, options.sdxl.vae_revision)
+    student = _open(*of_student, models.cache_dir, *own_vae)
     if not isinstance(student, expected):
         raise OptionError(
             f"--{flag} got {student.name!r}: it holds a {student.stock_class}, and this script trains a "
             f"{expected.stock_class}; use {student.script}"
             + ("" if separate else ", or name the student with --pretrained_student_model")
         )
-    if not separate or args.distillation_weight == 0:
+    if not separate or options.method.distillation_weight == 0:
         return student, student
-    teacher = _open(
-        "pretrained_teacher_model",
-        args.pretrained_teacher_model,
-        args.revision,
-        args.variant,
-        args.cache_dir,
-        None,
-        None,
-    )
+    teacher = _open(*of_teacher, models.cache_dir, None, None)
     return student, teacher
 
 

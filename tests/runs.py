@@ -1,4 +1,4 @@
-"""The training scripts, each in its world; and a trainer as they make it, with batches for it, without running."""
+"""The training scripts, each in its world; and a run as they prepare it, with batches for it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,11 +12,12 @@ import train_add
 import train_add_sdxl
 from pipelines import ADDPipeline, ADDXLPipeline
 from tests import tiny_world
+from training.accelerator import make_accelerator
 from training.data.dataset import make_dataloader
-from training.loop import Trainer
-from training.models.families import StableDiffusion, open_families
-from training.options.arguments import make_parser
-from training.options.refusals import check_arguments
+from training.models.families import StableDiffusion, StableDiffusionXL
+from training.options import Options, make_parser
+from training.options.models import SDXLOptions
+from training.options.refusals import refuse
 
 
 @dataclass
@@ -43,17 +44,23 @@ def run(world, output_dir, *extra):
     train_add.main(tiny_world.flags(world, output_dir, *extra))
 
 
-def make_trainer(world, output_dir, *extra, family=StableDiffusion):
-    """A `Trainer` of `family` in `world` with the flags of `tiny_world.flags` and `extra`."""
-    args = make_parser("test").parse_args(tiny_world.flags(world, output_dir, *extra))
-    check_arguments(args)
-    return Trainer(*open_families(args, family), args)
+def parse(world, output_dir, *extra, more=()):
+    """The options of a run in `world` with the flags of `tiny_world.flags` and `extra`."""
+    return Options.of(make_parser("test", more).parse_args(tiny_world.flags(world, output_dir, *extra)))
 
 
-def make_batches(trainer, batch_size=4, count=1):
-    """The first batches of the trainer's data, as iteration 0 would have them."""
-    loader = make_dataloader(trainer.rows, trainer.reader, batch_size=batch_size)
-    return [trainer.make_batch(loaded, 0) for loaded in islice(loader, count)]
+def prepare_run(world, output_dir, *extra, family=StableDiffusion):
+    """The parts of a run of `family`, as the training script makes them."""
+    more = (SDXLOptions,) if family is StableDiffusionXL else ()
+    options = parse(world, output_dir, *extra, more=more)
+    refuse(options)
+    return train_add.prepare(options, family, make_accelerator(options))
+
+
+def make_batches(prepared, batch_size=4, count=1):
+    """The first batches of the run's data, as iteration 0 would have them."""
+    loader = make_dataloader(prepared.rows, prepared.reader, batch_size=batch_size)
+    return [prepared.make_batch(loaded, 0) for loaded in islice(loader, count)]
 
 
 def digest(module):
