@@ -28,10 +28,10 @@ from training.command import run_command
 from training.data.dataset import load_rows, make_dataloader, make_reader
 from training.description import describe
 from training.encoding.batches import make_batch_maker
-from training.encoding.cache import open_embeddings
+from training.encoding.cache import check_cache, open_embeddings
 from training.interruption import Interrupted, Interruption
 from training.models.families import Family, StableDiffusion, open_families
-from training.models.networks import load_networks, make_discriminator
+from training.models.networks import check_latent_spaces, load_networks, make_discriminator
 from training.options import Options, make_parser
 from training.options.derived import make_schedules, total_iterations
 from training.options.memory_advice import advise_when_out_of_memory
@@ -144,11 +144,13 @@ def prepare(options: Options, family: type[Family], accelerator: Accelerator) ->
         UserError: the data, a model or the checkpoint cannot be used.
     """
     student, teacher = open_families(options, family)
-    schedules = make_schedules(options, student, teacher)
+    check_latent_spaces(options, student, teacher)
+    schedules = make_schedules(options, student.scheduler, teacher.scheduler)
     checkpoint = checkpoint_to_resume(options, accelerator)
     seed = choose_seed(options, checkpoint, accelerator)
     rows, reader = load_rows(options, seed), make_reader(options, seed)
     arguments = run_arguments(options, seed, accelerator, rows, student, teacher)
+    check_cache(options, accelerator, rows, student, teacher)
     changed = []
     if checkpoint is not None:
         changed = check_resumed(checkpoint.path.name, checkpoint.state["arguments"], arguments, options)
@@ -157,7 +159,7 @@ def prepare(options: Options, family: type[Family], accelerator: Accelerator) ->
     networks = load_networks(options, student, teacher, accelerator)
     embeddings = open_embeddings(options, accelerator, rows, reader, student, teacher, networks.latents)
     discriminator = make_discriminator(options, embeddings.condition_dim, accelerator)
-    total_steps = total_iterations(options, rows, accelerator.num_processes)
+    total_steps = total_iterations(options, None if options.data.streaming else len(rows), accelerator.num_processes)
     players = make_players(options, accelerator, networks, discriminator, schedules, total_steps)
     state = RunState(seed) if checkpoint is None else unpack_run(checkpoint, players, accelerator)
     state.changed += changed

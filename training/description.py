@@ -21,8 +21,8 @@ def describe(run: Run) -> str:
         "loss": f"{options.method.adversarial_weight:g} L_adv + {options.method.distillation_weight:g} L_distill "
         f"({options.method.distillation_weighting}, {options.method.distillation_space}), "
         f"R1 gamma {options.discriminator.r1_gamma:g}",
-        "batch": f"{run.effective_batch_size} = {optimization.train_batch_size} x {accelerator.num_processes} processes "
-        f"x {optimization.gradient_accumulation_steps} accumulated, of {run.num_samples or 'streamed'} samples at "
+        "batch": f"{run.effective_batch_size} = {optimization.train_batch_size} x {accelerator.num_processes} "
+        f"processes x {optimization.gradient_accumulation_steps} accumulated, of {run.num_samples or 'streamed'} samples at "
         f"{options.data.resolution} px",
         "memory": _memory(options),
         "run": f"{run.total_steps} iterations, learning rate {learning_rate(options):g} / "
@@ -38,8 +38,8 @@ def _teacher(run: Run) -> str:
         return "none: adversarial training alone"
     low, high = options.method.teacher_timestep_range
     return (
-        f"{options.models.pretrained_teacher_model} ({run.schedules[1].prediction_type}, guidance {guidance_scale(options):g}, "
-        f"{options.method.teacher_steps} step, t in [{low}, {high}))"
+        f"{options.models.pretrained_teacher_model} ({run.schedules[1].prediction_type}, guidance "
+        f"{guidance_scale(options):g}, {options.method.teacher_steps} step, t in [{low}, {high}))"
     )
 
 

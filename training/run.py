@@ -6,8 +6,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from distillation.schedule import NoiseSchedule
-from training.data.sources import Rows
 from training.data.reader import SampleReader
+from training.data.sources import Rows
 from training.encoding.batches import BatchMaker
 from training.encoding.embeddings import Embeddings
 from training.models.families import Family

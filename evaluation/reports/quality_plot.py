@@ -1,19 +1,18 @@
 """Plots of quality against seconds per image, as SVG for the comparison's page."""
 
 import io
-from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from evaluation.reports.figure_table import COLUMNS, RunRow
 
 PANEL_SIZE = (4.4, 3.2)  # inches; the page shows a panel at about this size even on a narrow screen
 LOG_FROM = 8.0  # times as long as the fastest: from here on a linear axis would crowd the fast runs
-LABEL_HEIGHT = 13.0  # pixels at 72 dpi
+LABEL_HEIGHT, LETTER_WIDTH = 13.0, 5.5  # pixels at 72 dpi
 MARGINS = {"x": 0.12, "y": 0.16}  # empty space around the points, as shares of what they span
 
 
@@ -66,21 +65,26 @@ def _choose_axes(axis: plt.Axes, points: list[tuple[float, float]], is_share: bo
         low, high = min(values), max(values)
         space = max(MARGINS["y"] * (high - low), 0.02)
         axis.set_ylim(max(0.0, low - space), min(1.0, high + space))
-        axis.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     else:
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _label_points(axis: plt.Axes, points: list[tuple[float, float]], names: list[str]) -> None:
-    """Write each name beside its point, towards the middle of the panel, and apart from the names below it."""
-    pixels = axis.transData.transform(points)
+    """Write each name beside its point, towards the middle of the panel, and below the names that it would cover."""
+    pixels = axis.transData.transform(points).tolist()
     middle = axis.transAxes.transform((0.5, 0.5))[0]
-    lowest: dict[str, Any] = {"left": -1e9, "right": -1e9}  # of the free space, by the side that labels begin on
-    for (x, y), name in sorted(zip(pixels.tolist(), names), key=lambda entry: entry[0][1]):
-        side = "left" if x <= middle else "right"
-        height = max(y, lowest[side])
-        lowest[side] = height + LABEL_HEIGHT
+    placed: list[tuple[float, float, float]] = []  # left and right end and height of the labels so far
+    for (x, y), name in sorted(zip(pixels, names), key=lambda entry: -entry[0][1]):
+        begins_left, width = x <= middle, LETTER_WIDTH * len(name)
+        left, right = (x, x + width) if begins_left else (x - width, x)
+        height = y
+        for other_left, other_right, other_height in placed:
+            if left < other_right and other_left < right and height > other_height - LABEL_HEIGHT:
+                height = other_height - LABEL_HEIGHT
+        placed.append((left, right, height))
         axis.annotate(
-            name, (x, y), xycoords="figure pixels", xytext=(9 if side == "left" else -9, height - y),
-            textcoords="offset pixels", ha=side, va="center", fontsize=9, parse_math=False,
+            name, (x, y), xycoords="figure pixels", xytext=(9 if begins_left else -9, height - y),
+            textcoords="offset pixels", ha="left" if begins_left else "right", va="center", fontsize=9,
+            parse_math=False,
         )  # fmt: skip

@@ -153,8 +153,8 @@ def _draw_curve(axis: plt.Axes, curve: Curve, scalars: Scalars) -> None:
         axis.set_ylim(curve.limits)
     axis.set_title(curve.title, loc="left", fontsize=10.5, fontweight="bold", pad=46)
     axis.annotate(
-        textwrap.fill(curve.healthy, 66), (0, 1), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points",
-        fontsize=8, color="0.3", va="bottom",
+        textwrap.fill(curve.healthy, 66), (0, 1), xycoords="axes fraction", xytext=(0, 41), textcoords="offset points",
+        fontsize=8, color="0.3", va="top",
     )  # fmt: skip
     axis.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
     axis.tick_params(labelsize=8)

@@ -118,4 +118,3 @@ class Replacements:
                 f"{len(self.reasons)} samples in a row cannot be used. The first: {'; '.join(self.reasons[:3])}. "
                 "Check these files and the two columns"
             )
-

@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from distillation.latents import LatentSpace
 from training.checkpoints.folder_lock import lock_folder_of_run
 from training.data.reader import SampleReader
 from training.encoding.cache_arrays import CacheError, CheckedArray, check_small_caches
@@ -33,11 +34,12 @@ from training.encoding.cache_writer import (
     read_fingerprint,
     write_cache,
 )
-from training.encoding.embeddings import OnlineEmbeddings
+from training.encoding.embeddings import Embeddings, OnlineEmbeddings
 from training.encoding.fingerprint import difference, model_fingerprint
 from training.errors import OptionError
 from training.main_process import on_main_process
 from training.models.families import Family
+from training.models.networks import load_conditions
 from training.options.derived import HALF, guiding_prompts
 from training.options.options import Options
 
@@ -82,6 +84,46 @@ class CachedEmbeddings:
 
     def _read(self, array: CheckedArray, rows: list[int]) -> Tensor:
         return torch.from_numpy(array.read(rows)).to(self.device, torch.float32)
+
+
+def open_embeddings(
+    options: Options,
+    accelerator: Accelerator,
+    rows: datasets.Dataset,
+    reader: SampleReader,
+    student: Family,
+    teacher: Family,
+    latents: LatentSpace,
+) -> Embeddings:
+    """The encoders of a run, or with `--cache_dir_latents` the cache in their place.
+
+    Raises:
+        UserError: an encoder cannot be loaded, or the cache not be used; see `open_cache`.
+    """
+
+    def encoders() -> OnlineEmbeddings:
+        return OnlineEmbeddings(latents, *load_conditions(options, accelerator))
+
+    if options.hardware.cache_dir_latents is None:
+        return encoders()
+    families = {"student": student} | ({} if teacher is student else {"teacher": teacher})
+    fingerprint = cache_fingerprint(options, accelerator, rows, families)
+    embeddings = open_cache(options, accelerator, rows, reader, families, fingerprint, encoders)
+    for family in families.values():
+        family.move_text_encoders(torch.device("cpu"))
+    return embeddings
+
+
+def check_cache(options: Options, accelerator: Accelerator, rows: datasets.Dataset, student: Family, teacher: Family):
+    """Refuse a cache of something else before any weight is loaded.
+
+    Raises:
+        OptionError: the folder holds a cache of something else, or something that is no cache.
+    """
+    if options.hardware.cache_dir_latents is not None:
+        families = {"student": student} | ({} if teacher is student else {"teacher": teacher})
+        fingerprint = cache_fingerprint(options, accelerator, rows, families)
+        on_main_process(accelerator, lambda: is_there(options, fingerprint))
 
 
 def open_cache(

@@ -1,6 +1,5 @@
 """The networks of a run: who is loaded, in which precision, and who shares memory with whom."""
 
-import argparse
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from training.models.families import Family
 from training.models.lora import add_lora, without_adapter
 from training.models.quantization import keep_norms_in_float32, quantize_linears
 from training.models.sources import loading
-from training.options.arguments import NONE
-from training.options.derived import HALF, guidance_scale
+from training.options.derived import HALF, frozen_dtype, guidance_scale
+from training.options.method import NONE
+from training.options.options import Options
 
 logger = logging.getLogger(__name__)
 QUANTIZED = ("8bit", "4bit")
@@ -46,81 +46,90 @@ class Networks:
     teacher_latents: LatentSpace | None
 
 
-def load_networks(
-    args: argparse.Namespace, student: Family, teacher: Family, dtype: torch.dtype, device: torch.device
-) -> Networks:
+def load_networks(options: Options, student: Family, teacher: Family, accelerator: Accelerator) -> Networks:
     """Load both families; `student is teacher` where one repo is both.
 
     Raises:
         OptionError: the latent spaces differ, and the options need them to be one.
     """
+    dtype, device = frozen_dtype(accelerator), accelerator.device
     student.load_text_encoders(dtype, device)
     student.load_vae(dtype, device)
-    latents = LatentSpace(student.vae, _tiny_decoder(args, dtype, device), args.decode_crop_halo)
+    latents = LatentSpace(student.vae, _tiny_decoder(options, dtype, device), options.hardware.decode_crop_halo)
     teacher_latents = None
-    distils = args.distillation_weight > 0
+    distils = options.method.distillation_weight > 0
     if distils and teacher is not student:
         teacher.load_text_encoders(dtype, device)
         teacher.load_vae(dtype, device)
         own = LatentSpace(teacher.vae)
         if not latents.is_same_space(own):
-            check_other_latent_space(args)
+            check_other_latent_space(options)
             teacher_latents = own
         logger.info(
             "Teacher and student have %s", "different latent spaces" if teacher_latents else "the same latent space"
         )
-    unet = _load_student(args, student, dtype, device)
+    unet = _load_student(options, student, dtype, device)
     teacher_unet = None
     if distils:
-        shared = args.use_lora and teacher is student
-        teacher_unet = unet if shared else _load_frozen(teacher, args.teacher_precision, dtype, device)
+        shared = options.lora.use_lora and teacher is student
+        teacher_unet = unet if shared else _load_frozen(teacher, options.hardware.teacher_precision, dtype, device)
     for network in {unet, teacher_unet} - {None}:
-        if args.enable_xformers_memory_efficient_attention:
+        if options.hardware.enable_xformers_memory_efficient_attention:
             network.enable_xformers_memory_efficient_attention()
-    if args.gradient_checkpointing:
+    if options.hardware.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         latents.vae.enable_gradient_checkpointing()
     return Networks(unet, teacher_unet, latents, teacher_latents)
 
 
-def check_other_latent_space(args: argparse.Namespace) -> None:
+def check_latent_spaces(options: Options, student: Family, teacher: Family) -> None:
+    """Refuse what the configs alone show: different scaling factors mean different latent spaces.
+
+    Raises:
+        OptionError: the latent spaces differ, and the options need them to be one.
+    """
+    if options.method.distillation_weight > 0 and student.scaling_factor != teacher.scaling_factor:
+        check_other_latent_space(options)
+
+
+def check_other_latent_space(options: Options) -> None:
     """Raises: OptionError: an option that only works where teacher and student share their latents."""
-    where = f"--pretrained_teacher_model {args.pretrained_teacher_model} has another latent space than the student"
-    if args.distillation_space == "latent":
+    teacher, crop = options.models.pretrained_teacher_model, options.hardware.decode_crop_size
+    reason = f"--pretrained_teacher_model {teacher} has another latent space than the student"
+    if options.method.distillation_space == "latent":
         raise OptionError(
-            f"--distillation_space got 'latent': {where}, and latents of different spaces cannot be subtracted; "
+            f"--distillation_space got 'latent': {reason}, and latents of different spaces cannot be subtracted; "
             "use --distillation_space pixel"
         )
-    if args.decode_crop_size is not None:
+    if crop is not None:
         raise OptionError(
-            f"--decode_crop_size got {args.decode_crop_size}: {where}, so it must see the whole decoded image to "
-            "encode it; leave the flag out"
+            f"--decode_crop_size got {crop}: {reason}, so it must see the whole decoded image to encode it; leave the "
+            "flag out"
         )
 
 
-def _tiny_decoder(args: argparse.Namespace, dtype: torch.dtype, device: torch.device) -> AutoencoderTiny | None:
-    if args.pretrained_tiny_vae_model is None:
+def _tiny_decoder(options: Options, dtype: torch.dtype, device: torch.device) -> AutoencoderTiny | None:
+    if options.hardware.pretrained_tiny_vae_model is None:
         return None
-    name, where = args.pretrained_tiny_vae_model, {"revision": args.tiny_vae_revision, "cache_dir": args.cache_dir}
+    name = options.hardware.pretrained_tiny_vae_model
+    where = {"revision": options.hardware.tiny_vae_revision, "cache_dir": options.models.cache_dir}
     with loading("pretrained_tiny_vae_model", name, "an AutoencoderTiny"):
         return load_frozen(AutoencoderTiny, name, torch_dtype=dtype, **where).to(device)
 
 
-def _load_student(
-    args: argparse.Namespace, family: Family, dtype: torch.dtype, device: torch.device
-) -> UNet2DConditionModel:
+def _load_student(options: Options, family: Family, dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
     """The trainable UNet: all of it in float32, or adapters in float32 on a base in the run's precision."""
-    if args.use_lora:
-        base = _load_frozen(family, args.teacher_precision, dtype, device)
-        if args.teacher_precision in QUANTIZED:
+    if options.lora.use_lora:
+        base = _load_frozen(family, options.hardware.teacher_precision, dtype, device)
+        if options.hardware.teacher_precision in QUANTIZED:
             keep_norms_in_float32(base)
         try:
-            add_lora(base, args)
+            add_lora(base, options.lora)
         except ValueError as error:
-            raise OptionError(f"--lora_target_modules got {args.lora_target_modules}: {error}") from error
+            raise OptionError(f"--lora_target_modules got {options.lora.lora_target_modules}: {error}") from error
         return base.train()
     unet = family.load_unet(torch.float32, device)
-    if args.student_init == "random":
+    if options.models.student_init == "random":
         unet = UNet2DConditionModel.from_config(unet.config).to(device)
     return unet.train().requires_grad_(True)
 
@@ -149,30 +158,32 @@ def _in_own_precision(unet: UNet2DConditionModel) -> Callable:
     return call
 
 
-def make_discriminator(
-    args: argparse.Namespace, device: torch.device, dtype: torch.dtype, condition_dim: int
-) -> Discriminator:
-    """F with new heads.
+def make_discriminator(options: Options, condition_dim: int, accelerator: Accelerator) -> Discriminator | None:
+    """F with new heads; None without adversarial training.
+
+    Args:
+        condition_dim: D of the heads' condition, 0 for none.
 
     Raises:
         OptionError: F cannot be loaded, or cannot be used.
     """
-    name = args.discriminator_feature_model
+    if options.method.adversarial_weight == 0:
+        return None
+    own = options.discriminator
+    name = own.discriminator_feature_model
     with loading("discriminator_feature_model", name, "a vision transformer, such as facebook/dinov2-small"):
         network = FeatureNetwork.from_pretrained(
             name,
-            input_size=args.discriminator_input_size,
-            revision=args.discriminator_feature_model_revision,
-            cache_dir=args.cache_dir,
-            dtype=dtype,
+            input_size=own.discriminator_input_size,
+            revision=own.discriminator_feature_model_revision,
+            cache_dir=options.models.cache_dir,
+            dtype=frozen_dtype(accelerator),
         )
-    discriminator = Discriminator(network, condition_dim, not args.no_diffaugment, args.discriminator_norm)
-    return discriminator.to(device)
+    discriminator = Discriminator(network, condition_dim, not own.no_diffaugment, own.discriminator_norm)
+    return discriminator.to(accelerator.device)
 
 
-def load_conditions(
-    args: argparse.Namespace, device: torch.device, dtype: torch.dtype
-) -> tuple[TextCondition | None, ImageCondition | None]:
+def load_conditions(options: Options, accelerator: Accelerator) -> tuple[TextCondition | None, ImageCondition | None]:
     """The encoders of c_text and c_img, None where a condition is off.
 
     Raises:
@@ -180,12 +191,13 @@ def load_conditions(
     """
 
     def load(kind: type, flag: str, needed: str):
-        name = getattr(args, flag)
-        if args.adversarial_weight == 0 or name == NONE:
+        name = getattr(options.discriminator, flag)
+        if options.method.adversarial_weight == 0 or name == NONE:
             return None
         with loading(flag, name, needed):
-            encoder = kind.from_pretrained(name, getattr(args, f"{flag}_revision"), args.cache_dir, dtype)
-        return encoder.to(device)
+            revision = getattr(options.discriminator, f"{flag}_revision")
+            encoder = kind.from_pretrained(name, revision, options.models.cache_dir, frozen_dtype(accelerator))
+        return encoder.to(accelerator.device)
 
     return (
         load(TextCondition, "discriminator_text_model", "a CLIP with projection"),
@@ -194,7 +206,7 @@ def load_conditions(
 
 
 def make_losses(
-    args: argparse.Namespace,
+    options: Options,
     networks: Networks,
     student: torch.nn.Module,
     discriminator: Discriminator | None,
@@ -206,7 +218,7 @@ def make_losses(
     if networks.teacher is not None:
         unet = networks.teacher
         call = without_adapter(unet) if unet is networks.student else _in_own_precision(unet)
-        teacher = Teacher(call, schedules[1], guidance_scale(args), args.teacher_steps)
+        teacher = Teacher(call, schedules[1], guidance_scale(options), options.method.teacher_steps)
     return Losses(
         student=student,
         schedule=schedules[0],
@@ -215,11 +227,11 @@ def make_losses(
         teacher_latents=networks.teacher_latents,
         discriminator=discriminator,
         heads=None if discriminator is None else accelerator.prepare_model(discriminator.heads),
-        adversarial_weight=args.adversarial_weight,
-        distillation_weight=args.distillation_weight,
-        distillation_weighting=args.distillation_weighting,
-        distillation_space=args.distillation_space,
-        r1_gamma=args.r1_gamma,
-        reconstruct_real=args.reconstruct_real,
+        adversarial_weight=options.method.adversarial_weight,
+        distillation_weight=options.method.distillation_weight,
+        distillation_weighting=options.method.distillation_weighting,
+        distillation_space=options.method.distillation_space,
+        r1_gamma=options.discriminator.r1_gamma,
+        reconstruct_real=options.discriminator.reconstruct_real,
         autocast=accelerator.autocast,
     )

@@ -92,7 +92,8 @@ class Flag:
             return
         for number in value if isinstance(value, tuple) else (value,):
             if not math.isfinite(number):
-                raise OptionError(f"--{self.name} got {value!r}: give a finite number")
+                without_limit = "; 1e9 never clips" if self.name == "max_grad_norm" else ""
+                raise OptionError(f"--{self.name} got {value!r}: give a finite number{without_limit}")
             if self.range is not None and not self.range.holds(number):
                 raise OptionError(f"--{self.name} got {value!r}: give {self.range.text}")
 

@@ -10,6 +10,7 @@ import torch
 
 from training.data.sources import LOADERS
 from training.errors import OptionError
+from training.options.derived import precision
 from training.options.method import NONE
 from training.options.options import Options
 
@@ -142,9 +143,8 @@ def _check_models(options: Options) -> None:
         ("tiny_vae_revision", "pretrained_tiny_vae_model"),
         ("vae_revision", "pretrained_vae_model_name_or_path"),
     ):
-        value = getattr(args, flag, None)
-        named = getattr(args, model, None) not in (None, NONE)
-        _require(value is None or named, flag, value, f"it is read only with --{model}")
+        named = flat[model] not in (None, NONE)
+        _require(flat[flag] is None or named, flag, flat[flag], f"it is read only with --{model}")
     for flag in ("lora_alpha", "lora_target_modules", "fuse_lora"):
         value = getattr(lora, flag)
         _require(not value or lora.use_lora, flag, value, "add --use_lora, or the flag has no effect")
@@ -187,6 +187,13 @@ def _check_memory(options: Options) -> None:
             "teacher_precision",
             hardware.teacher_precision,
             "--distillation_weight 0 loads no teacher",
+        )
+        _require(
+            not options.lora.use_lora or hardware.teacher_precision == "fp32" or precision(options) != "no",
+            "teacher_precision",
+            hardware.teacher_precision,
+            "with --use_lora it is the precision of the student's base too, which a run in float32 cannot train "
+            "through; add --mixed_precision bf16 or leave the flag out",
         )
 
 

@@ -38,7 +38,7 @@ def check_resumed(checkpoint: str, saved: Mapping[str, Any], current: Mapping[st
         raise OptionError(
             f"--allow_changed got {unknown[0]!r}: there is no such flag; the facts are {', '.join(FACTS)}"
         )
-    changes = {name: change for name, change in _changes(saved, current, fixed)}
+    changes = dict(_changes(saved, current, fixed))
     if refused := [change for name, change in changes.items() if name not in allowed]:
         names = " ".join(name for name in changes if name not in allowed)
         raise OptionError(

@@ -49,8 +49,7 @@ def check_push(options: Options) -> str:
         check_repo_id(repo_name(options), "--hub_model_id")
         repo_id = api.create_repo(repo_name(options), private=private, exist_ok=True).repo_id
         _refuse_public(api.model_info(repo_id), private)
-        # Asks how this file would be uploaded, which the Hub answers only for accounts with write access. It sends
-        # nothing.
+        # Asks how this file would be uploaded: the Hub answers only accounts with write access. Nothing is sent.
         api.preupload_lfs_files(repo_id, [CommitOperationAdd(CARD, b"x")])
     except PublishError:
         raise

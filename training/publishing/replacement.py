@@ -113,27 +113,31 @@ def finish_replacement(folder: str | Path) -> None:
 
 def _move(folder: Path, ready: Path) -> None:
     new = read_files(ready)
-    if new is not None:  # else only the folder itself was left to remove
-        old = read_files(folder)
-        order = sorted(new, key=lambda name: (name == INDEX, name == RUN_FILE, name))
-        if INDEX not in new or (ready / INDEX).exists():
-            _clear(folder, INDEX, old, new)
-        for name in order:
-            if (ready / name).exists():
-                _clear(folder, name, old, new)
-                (folder / name).parent.mkdir(exist_ok=True)
-                os.replace(ready / name, folder / name)
-        for name in (old or {}).keys() - new.keys():
-            if name != INDEX and (folder / name).is_file() and is_unchanged(folder / name, (old or {})[name]):
-                (folder / name).unlink()
-        for parent in {(folder / name).parent for name in new}:
-            sync(parent)
+    if new is not None:  # else the list is in its place, and all but the index with it
+        _move_all_but_index(folder, ready, read_files(folder), new)
         os.replace(ready / FILES, folder / FILES)
-        sync(folder)
+    if (ready / INDEX).exists():
+        os.replace(ready / INDEX, folder / INDEX)
+    sync(folder)
     shutil.rmtree(ready)
 
 
-def _clear(folder: Path, name: str, old: Entries | None, new: Entries) -> None:
+def _move_all_but_index(folder: Path, ready: Path, old: Entries | None, new: Entries) -> None:
+    if INDEX not in new or (ready / INDEX).exists():
+        _clear(folder, INDEX, old)
+    for name in sorted(new, key=lambda name: (name == RUN_FILE, name)):
+        if name != INDEX and (ready / name).exists():
+            _clear(folder, name, old)
+            (folder / name).parent.mkdir(exist_ok=True)
+            os.replace(ready / name, folder / name)
+    for name, entry in (old or {}).items():
+        if name not in new and (folder / name).is_file() and is_unchanged(folder / name, entry):
+            (folder / name).unlink()
+    for parent in {(folder / name).parent for name in new}:
+        sync(parent)
+
+
+def _clear(folder: Path, name: str, old: Entries | None) -> None:
     """Make the place of a file free: what this program wrote is removed, anything else moves to `replaced-N/`."""
     path = folder / name
     if not path.is_symlink() and not path.exists():

@@ -29,6 +29,7 @@ def state(browser) -> dict:
         return {busy: $("pair").classList.contains("busy"), over: !$("end").hidden, question: $("question").textContent,
                 prompt: $("prompt").textContent, count: $("count").textContent, problem: $("problem").textContent,
                 bar: [$("bar").value, $("bar").max], large: $("left").querySelector("img").clientHeight,
+                shown: ["left", "right"].map((side) => $(side).querySelector("img").getBoundingClientRect().height),
                 left: $("left").querySelector("img").src, loaded: $("left").querySelector("img").naturalWidth};"""
     )
 
@@ -79,11 +80,18 @@ def test_a_study_from_the_first_vote_to_the_last(browser, tmp_path, runs):
 
 
 def test_both_pictures_are_enlarged_and_reduced(browser, tmp_path, runs):
+    """By button and by key; enlarged, the mouse on one picture shows the same detail of both."""
+    from selenium.webdriver import ActionChains
+
     with serving(tmp_path / "s.sqlite", runs) as port:
         browser.get(f"http://127.0.0.1:{port}/")
         small = wait(browser, ready_to_vote)["large"]
         browser.find_element("id", "zoom").click()
-        assert wait(browser, lambda now: now["large"] != small)["large"] > 1.2 * small
+        large = wait(browser, lambda now: now["large"] > 1.05 * small)["large"]
+        ActionChains(browser).move_to_element(browser.find_element("css selector", "#right img")).perform()
+        wait(browser, lambda now: min(now["shown"]) > 2 * large)
+        ActionChains(browser).move_to_element(browser.find_element("id", "tie")).perform()
+        wait(browser, lambda now: max(now["shown"]) < 1.01 * large)
         browser.find_element("tag name", "body").send_keys("z")
         wait(browser, lambda now: now["large"] == small)
         browser.find_element("id", "zoom").click()

@@ -100,5 +100,5 @@ def test_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # root may write everywhere
-    with pytest.raises(OptionError, match="cannot be written to: .*Read-only file system"):
+    with pytest.raises(OptionError, match=r"cannot be written to: .*Read-only file system"):
         check_output_folder(tmp_path / "closed")
