@@ -89,8 +89,7 @@ def discriminator_step(
         return losses.discriminator_losses(batch, x_theta)
 
     figures, total = _backward(players.accelerator, losses.heads, micro_batches, eq_3)
-    figures["gradient_norm/discriminator"], skipped = players.updaters["discriminator"].update(total)
-    return figures, skipped
+    return _update(players, "discriminator", figures, total)
 
 
 def student_step(
@@ -107,8 +106,7 @@ def student_step(
         return losses.student_losses(batch, x_theta)
 
     figures, total = _backward(players.accelerator, losses.student, micro_batches, eq_1)
-    figures["gradient_norm/student"], skipped = players.updaters["student"].update(total)
-    return figures, skipped
+    return _update(players, "student", figures, total)
 
 
 def _backward(
@@ -130,6 +128,14 @@ def _backward(
         for name, value in losses.items():
             figures[name] = figures.get(name, 0.0) + value.detach() / n
     return figures, total
+
+
+def _update(players: Players, name: str, figures: dict[str, Tensor], loss: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Clip the gradients of a player and take its step. Returns the figures, more of them, and 1.0 if it was skipped."""
+    updater = players.updaters[name]
+    norm, skipped = updater.update(loss)
+    more = {"gradient_norm": norm, **updater.figures}
+    return figures | {f"{figure}/{name}": value for figure, value in more.items()}, skipped
 
 
 def prepare(options: Options, family: type[Family], accelerator: Accelerator) -> Run:

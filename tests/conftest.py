@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 
 from tests import tiny_world
 from tests.network import block_network
-from tests.trainers import SCRIPTS, Script
+from tests.runs import SCRIPTS, Script
 
 torch.set_num_threads(1)
 block_network()

@@ -22,8 +22,8 @@ def describe(run: Run) -> str:
         f"({options.method.distillation_weighting}, {options.method.distillation_space}), "
         f"R1 gamma {options.discriminator.r1_gamma:g}",
         "batch": f"{run.effective_batch_size} = {optimization.train_batch_size} x {accelerator.num_processes} "
-        f"processes x {optimization.gradient_accumulation_steps} accumulated, of {run.num_samples or 'streamed'} samples at "
-        f"{options.data.resolution} px",
+        f"processes x {optimization.gradient_accumulation_steps} accumulated, of {run.num_samples or 'streamed'} "
+        f"samples at {options.data.resolution} px",
         "memory": _memory(options),
         "run": f"{run.total_steps} iterations, learning rate {learning_rate(options):g} / "
         f"{options.discriminator.discriminator_learning_rate:g} (D), {accelerator.mixed_precision} on "

@@ -7,8 +7,12 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from training.errors import UserError
+from training.options.derived import learning_rate
+from training.options.optimization import OptimizationOptions
 from training.options.options import Options
 
 CHECK_SCALE_EVERY = 10  # updates of one network; each check waits for the device
@@ -17,42 +21,44 @@ SMALLEST_SCALE = 1.0  # below it fp16's gradients are smaller than without a sca
 MAX_OVERFLOWS_IN_A_ROW = 20
 
 
-def student_optimizer(parameters: Iterable[nn.Parameter], options: Options, scale: float):
-    """AdamW with the student's flags; bitsandbytes' 8-bit one on request. `scale` multiplies the learning rate."""
-    options = {
-        "lr": options.optimization.learning_rate * scale,
-        "betas": (options.optimization.adam_beta1, options.optimization.adam_beta2),
-        "weight_decay": options.optimization.adam_weight_decay,
-        "eps": options.optimization.adam_epsilon,
+def student_optimizer(parameters: Iterable[nn.Parameter], options: Options, scale: float) -> Optimizer:
+    """AdamW with the student's flags, or bitsandbytes' 8-bit one. `scale` multiplies the learning rate."""
+    own = options.optimization
+    settings = {
+        "lr": learning_rate(options) * scale,
+        "betas": (own.adam_beta1, own.adam_beta2),
+        "weight_decay": own.adam_weight_decay,
+        "eps": own.adam_epsilon,
     }
-    if options.optimization.use_8bit_adam:
+    if own.use_8bit_adam:
         import bitsandbytes
 
-        return bitsandbytes.optim.AdamW8bit(parameters, **options)
-    return torch.optim.AdamW(parameters, fused=True, **options)
+        return bitsandbytes.optim.AdamW8bit(parameters, **settings)
+    return torch.optim.AdamW(parameters, fused=True, **settings)
 
 
-def discriminator_optimizer(parameters: Iterable[nn.Parameter], options: Options, scale: float):
+def discriminator_optimizer(parameters: Iterable[nn.Parameter], options: Options, scale: float) -> Optimizer:
     """Adam without weight decay (StyleGAN-T), which is what AdamW with decay 0 computes."""
+    own = options.discriminator
     return torch.optim.AdamW(
         parameters,
-        lr=options.discriminator.discriminator_learning_rate * scale,
-        betas=(options.discriminator.discriminator_adam_beta1, options.discriminator.discriminator_adam_beta2),
+        lr=own.discriminator_learning_rate * scale,
+        betas=(own.discriminator_adam_beta1, own.discriminator_adam_beta2),
         weight_decay=0.0,
         eps=options.optimization.adam_epsilon,
         fused=True,
     )
 
 
-def learning_rate_schedule(optimizer: torch.optim.Optimizer, options: Options, total_steps: int):
+def learning_rate_schedule(optimizer: Optimizer, own: OptimizationOptions, total_steps: int) -> LRScheduler:
     """One of diffusers' schedules, counted in iterations. Never `prepare`d: accelerate would step it once a process."""
     return get_scheduler(
-        options.optimization.lr_scheduler,
+        own.lr_scheduler,
         optimizer=optimizer,
-        num_warmup_steps=options.optimization.lr_warmup_steps,
+        num_warmup_steps=own.lr_warmup_steps,
         num_training_steps=total_steps,
-        num_cycles=options.optimization.lr_num_cycles,
-        power=options.optimization.lr_power,
+        num_cycles=own.lr_num_cycles,
+        power=own.lr_power,
     )
 
 

@@ -61,7 +61,7 @@ def make_players(
 
     def updater(optimizer: torch.optim.Optimizer) -> Updater:
         schedule = learning_rate_schedule(optimizer, options.optimization, total_steps)
-        prepared = accelerator.prepare_optimizer(optimizer)
+        prepared = accelerator.prepare(optimizer)
         return Updater(accelerator, prepared, schedule, options.optimization.max_grad_norm)
 
     updaters = {"student": updater(student_optimizer(trainable, options, scale))}

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import train_add
 from tests import tiny_world
 from tests.runs import run
-import train_add
 from training import saving
 from training.checkpoints.store import load_checkpoint
 
@@ -130,7 +130,9 @@ def test_a_signal_ends_the_run_at_a_checkpoint(script, straight, tmp_path, monke
     """Off the beat of --checkpointing_steps and on it; the status says which signal, and resuming is bit-equal."""
     output_dir, saved, before = tmp_path / "out", [], signal.getsignal(signum)
     save = saving.save_checkpoint
-    monkeypatch.setattr(saving, "save_checkpoint", lambda out, step, *rest: saved.append(step) or save(out, step, *rest))
+    monkeypatch.setattr(
+        saving, "save_checkpoint", lambda out, step, *rest: saved.append(step) or save(out, step, *rest)
+    )
     with monkeypatch.context() as patch:
         signalled(patch, at_iteration, signum)
         with pytest.raises(SystemExit) as ended:

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train_add_sdxl
 from pipelines import ADDPipeline
 from tests import tiny_world
-from tests.trainers import run
+from tests.runs import run
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from training.options.arguments import make_parser
 
 from training.accelerator import make_accelerator
-from training.options.arguments import make_parser
 
 
 @pytest.fixture(autouse=True)

@@ -52,7 +52,10 @@ def test_with_lora_the_teacher_is_the_base(world, tmp_path):
     for name, parameter in prepared.players.trainable().items():
         if "lora_B" in name:
             parameter.data.normal_()
-    validator, plain = Validator(prepared), Validator(prepare_run(world, tmp_path / "plain", "--validation_prompts", "one"))
+    validator, plain = (
+        Validator(prepared),
+        Validator(prepare_run(world, tmp_path / "plain", "--validation_prompts", "one")),
+    )
     validator.validate()
     plain.validate()
     row, expected = (v.teacher_rows["teacher, 25 steps"][0].tobytes() for v in (validator, plain))

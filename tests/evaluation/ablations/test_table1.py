@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
+from training.loop import Trainer
 from training.options.arguments import make_parser
 
 import train_add
@@ -23,7 +24,6 @@ from evaluation.errors import EvaluationError
 from evaluation.tiny import task as tiny_task
 from tests.evaluation.commands import exit_status
 from tests.evaluation.tiny_folder import make_tiny_dir
-from training.loop import Trainer
 from training.options.refusals import check_arguments
 
 ROWS = [row for part in TABLES.values() for row in part.rows]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import train_add
 from tests import tiny_world
-from tests.trainers import make_batches, make_trainer
+from tests.runs import make_batches, prepare_run
 from training.checkpoints.folder_lock import LOCK, FolderInUse
 from training.encoding import cache_arrays, cache_writer
 from training.encoding.cache import FINGERPRINT
@@ -38,7 +38,7 @@ def test_cached_batch_is_the_online_batch(request, tmp_path, layout):
     family = StableDiffusion if layout == "sd" else StableDiffusionXL
     flags = ("--teacher_guidance_scale", 2, "--student_timestep_probabilities", 0.5, 0.5, 0, 0)
     online, stored = (
-        make_batches(make_trainer(world, tmp_path / "out", *flags, *extra, family=family), count=3)
+        make_batches(prepare_run(world, tmp_path / "out", *flags, *extra, family=family), count=3)
         for extra in (CROP, cached(tmp_path / "cache"))
     )
 
@@ -94,7 +94,7 @@ def test_validation_works_beside_a_cache(world, tmp_path):
 def test_stale_cache_is_refused_before_anything_is_loaded(world, tmp_path, extra, what, monkeypatch):
     import shutil
 
-    make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     places = {name: tmp_path / name for name in ("data", "vae", "scaling", "text")}
     tiny_world.write_images(places["data"], 24)
     for name in ("vae", "scaling", "text"):
@@ -108,7 +108,7 @@ def test_stale_cache_is_refused_before_anything_is_loaded(world, tmp_path, extra
     for part in ("load_unet", "load_vae", "load_text_encoders"):
         monkeypatch.setattr(StableDiffusion, part, lambda *a: pytest.fail("weights were loaded"))
     with pytest.raises(OptionError, match=f"--cache_dir_latents got .*{what}.*Name another folder"):
-        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"), *extra)
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"), *extra)
 
 
 def flip_last_bit(path):
@@ -134,15 +134,15 @@ def test_interrupted_cache_goes_on_where_it_was(world, tmp_path, monkeypatch, pa
         encoded.append(len(args[-1]))
         return original(self, *args)
 
-    make_trainer(world, tmp_path / "out", *cached(tmp_path / "whole"))
+    prepare_run(world, tmp_path / "out", *cached(tmp_path / "whole"))
     monkeypatch.setattr(OnlineEmbeddings, part, partialmethod(encode, stop=3))  # the first one is for the shapes
     with pytest.raises(Stopped):
-        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     assert not (tmp_path / "cache" / FINGERPRINT).exists()
     assert encoded == [1, 2, 2]
     encoded.clear()
     monkeypatch.setattr(OnlineEmbeddings, part, partialmethod(encode))
-    make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     assert encoded == [2] * ((12 if part == "latents" else 4) - 2)
     files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*"))
     files.remove(Path(LOCK))
@@ -160,16 +160,16 @@ def test_unfinished_cache_of_something_else_is_refused(world, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(OnlineEmbeddings, "c_text", stop)
         with pytest.raises(Stopped):
-            make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+            prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     part, array = tmp_path / "cache" / cache_writer.UNFINISHED, tmp_path / "cache/images/mean.npy"
     text = part.read_text()
     array.write_bytes(b"old")
     part.write_text(text.replace('"resolution": 32', '"resolution": 64'))
     with pytest.raises(OptionError, match="resolution: 64 -> 32"):
-        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     part.write_text(text[:40])
     with pytest.raises(OptionError, match=r"not empty and holds no cache \(captions.*nothing in it was changed"):
-        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     assert array.read_bytes() == b"old"
 
 
@@ -189,7 +189,7 @@ def test_folder_of_something_else_is_refused_and_left_alone(world, tmp_path, fin
         (folder / fingerprint).write_text('{"whose": "mine"}')
     before = content(folder)
     with pytest.raises(OptionError, match=r"--cache_dir_latents got '.*mydata', which is not empty and holds no cache"):
-        make_trainer(world, tmp_path / "out", *cached(folder))
+        prepare_run(world, tmp_path / "out", *cached(folder))
     assert content(folder) == before
     with pytest.raises(OptionError, match="this is a file; name a folder"):
         cache_writer.check_cache_folder(folder / "images" / "1.npy")
@@ -197,7 +197,7 @@ def test_folder_of_something_else_is_refused_and_left_alone(world, tmp_path, fin
 
 def test_empty_folder_may_become_a_cache(world, tmp_path):
     (tmp_path / "cache").mkdir()
-    make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     assert (tmp_path / "cache" / FINGERPRINT).is_file()
 
 
@@ -212,13 +212,13 @@ def test_cache_that_another_run_is_making_is_refused(world, tmp_path):
     try:
         other.stdout.readline()
         with pytest.raises(FolderInUse, match=r"--cache_dir_latents got .*another process writes into this folder"):
-            make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+            prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
         assert [path.name for path in (tmp_path / "cache").iterdir()] == [LOCK]
         other.communicate()
-        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
         other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
         other.stdout.readline()
-        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     finally:
         other.communicate()
 
@@ -227,28 +227,28 @@ def test_cache_that_another_run_is_making_is_refused(world, tmp_path):
 def test_damage_is_noticed(world, tmp_path, monkeypatch, is_small):
     """Zeroed bytes, when a small cache is opened and when a row of a large one is read; cut files at once."""
     monkeypatch.setattr(cache_arrays, "CHECKED_WHOLE", 2**30 if is_small else 0)
-    make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     file = tmp_path / "cache/images/mean.npy"
     whole = file.read_bytes()
     file.write_bytes(whole[:128] + bytes(64) + whole[192:])  # in row 0
     damaged = pytest.raises(CacheError, match=r"mean\.npy is damaged: row 0 is not what was written\. Remove")
     if is_small:
         with damaged:
-            make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+            prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     else:
-        trainer = make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
-        trainer.embeddings.latents(None, torch.tensor([1, 2]))
+        prepared = prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
+        prepared.embeddings.latents(None, torch.tensor([1, 2]))
         with damaged:
-            trainer.embeddings.latents(None, torch.tensor([1, 0]))
+            prepared.embeddings.latents(None, torch.tensor([1, 0]))
     file.write_bytes(whole[:-5])
     with pytest.raises(CacheError, match=r"mean\.npy is damaged"):
-        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
 
 
 def test_workers_read_the_images(world, tmp_path):
     """The same cache, whoever reads."""
     for name, workers in (("a", 0), ("b", 2)):
-        make_trainer(world, tmp_path / "out", *cached(tmp_path / name), "--dataloader_num_workers", workers)
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / name), "--dataloader_num_workers", workers)
     for file in ("mean.npy", "std.npy", "c.npy"):
         assert (tmp_path / "a/images" / file).read_bytes() == (tmp_path / "b/images" / file).read_bytes()
 
@@ -262,7 +262,7 @@ def test_damaged_image_has_the_latents_of_its_replacement(world, tmp_path):
     (data / "003.png").write_bytes(b"not a picture")
     flags = ("--train_data_dir", data)
     online, stored = (
-        make_batches(make_trainer(world, tmp_path / "out", *flags, *extra), count=6)
+        make_batches(prepare_run(world, tmp_path / "out", *flags, *extra), count=6)
         for extra in (CROP, cached(tmp_path / "cache"))
     )
     for a, b in zip(online, stored):
@@ -271,8 +271,8 @@ def test_damaged_image_has_the_latents_of_its_replacement(world, tmp_path):
 
 def test_conditions_that_are_off_are_not_in_the_cache(world, tmp_path):
     off = ("--discriminator_text_model", "none", "--discriminator_image_model", "none")
-    trainer = make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"), *off)
-    assert trainer.embeddings.condition_dim == 0
-    assert make_batches(trainer)[0].c is None
-    assert load_conditions(trainer.args, torch.device("cpu"), torch.float32) == (None, None)
-    assert isinstance(trainer.student_family, Family)
+    prepared = prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"), *off)
+    assert prepared.embeddings.condition_dim == 0
+    assert make_batches(prepared)[0].c is None
+    assert load_conditions(prepared.options, torch.device("cpu"), torch.float32) == (None, None)
+    assert isinstance(prepared.family, Family)

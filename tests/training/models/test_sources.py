@@ -13,7 +13,7 @@ from training.options.arguments import make_parser
 import train_add
 import train_add_sdxl
 from tests import tiny_world
-from tests.trainers import make_trainer
+from tests.runs import prepare_run
 from training.encoding.cache import cache_fingerprint
 from training.encoding.fingerprint import model_fingerprint
 from training.errors import OptionError
@@ -177,6 +177,6 @@ def test_adversarial_training_of_another_student_needs_no_teacher(world, v_world
     """Neither with the cache, which reads the captions of every family that is loaded."""
     flags = ("--pretrained_student_model", world / "teacher", "--pretrained_teacher_model", v_world / "teacher",
              "--distillation_weight", 0, "--cache_dir_latents", tmp_path / "cache", "--center_crop")  # fmt: skip
-    trainer = make_trainer(world, tmp_path / "out", *flags)
-    assert trainer.networks.teacher is None
-    assert list(trainer.families) == ["student"]
+    prepared = prepare_run(world, tmp_path / "out", *flags)
+    assert prepared.networks.teacher is None
+    assert list(prepared.families) == ["student"]

@@ -8,8 +8,8 @@ from training.options.arguments import make_parser
 import train_add
 from pipelines import ADDPipeline
 from tests import tiny_world
-from tests.trainers import make_batches, make_trainer
-from training.iteration import train_iteration
+from tests.runs import make_batches, prepare_run
+from train_add import iteration
 from training.models.quantization import quantize_linears
 from training.options.memory_advice import advice
 
@@ -33,14 +33,16 @@ def bytes_of(network):
 @pytest.mark.parametrize("space", ["pixel", "latent"])
 def test_only_the_crop_is_decoded_and_judged(world, tmp_path, space):
     """Crop and halo go through the decoder; the discriminator sees the real image's same square."""
-    trainer = make_trainer(world, tmp_path / "out", "--decode_crop_size", 8, "--decode_crop_halo", 1,
+    prepared = prepare_run(world, tmp_path / "out", "--decode_crop_size", 8, "--decode_crop_halo", 1,
                            "--distillation_space", space, "--no_diffaugment")  # fmt: skip
-    batch = make_batches(trainer)[0]
+    batch = make_batches(prepared)[0]
     decoded, judged = [], []
-    trainer.networks.latents.vae.decoder.register_forward_hook(lambda m, i, o: decoded.append(o.shape[-2:]))
-    features = trainer.losses.discriminator.features
-    trainer.losses.discriminator.features = lambda images, *rest: judged.append(images) or features(images, *rest)
-    train_iteration(trainer.losses, [batch], trainer.state.updaters, trainer.accelerator)
+    prepared.networks.latents.vae.decoder.register_forward_hook(lambda m, i, o: decoded.append(o.shape[-2:]))
+    features = prepared.players.losses.discriminator.features
+    prepared.players.losses.discriminator.features = lambda images, *rest: (
+        judged.append(images) or features(images, *rest)
+    )
+    iteration(prepared.players, [batch])
     assert len(decoded) == (2 if space == "pixel" else 1)
     assert all(max(shape) <= (2 + 2) * 4 for shape in decoded)
     real, fake = judged
@@ -50,19 +52,19 @@ def test_only_the_crop_is_decoded_and_judged(world, tmp_path, space):
 
 
 def test_window_moves_from_iteration_to_iteration_and_is_the_batchs(world, tmp_path):
-    trainer = make_trainer(world, tmp_path / "out", "--decode_crop_size", 8)
+    prepared = prepare_run(world, tmp_path / "out", "--decode_crop_size", 8)
     from distillation.noise import draw_decode_window
 
     places = {draw_decode_window(0, i) for i in range(20)}
     assert len(places) == 20
-    assert make_batches(trainer)[0].decode_window.size == 2
+    assert make_batches(prepared)[0].decode_window.size == 2
 
 
 def test_tiny_decoder_serves_the_losses_and_the_full_one_is_published(world, tiny_vae, tmp_path):
-    trainer = make_trainer(world, tmp_path / "trainer", "--pretrained_tiny_vae_model", tiny_vae)
-    decoder = trainer.networks.latents.vae.decoder
+    prepared = prepare_run(world, tmp_path / "prepared", "--pretrained_tiny_vae_model", tiny_vae)
+    decoder = prepared.networks.latents.vae.decoder
     decoder.register_forward_hook(lambda *_: pytest.fail("the full decoder ran"))
-    _, skipped = train_iteration(trainer.losses, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
+    _, skipped = iteration(prepared.players, make_batches(prepared))
     assert skipped == 0
     train_add.main(tiny_world.flags(world, tmp_path / "out", "--pretrained_tiny_vae_model", tiny_vae))
     assert type(ADDPipeline.from_pretrained(tmp_path / "out").vae).__name__ == "AutoencoderKL"
@@ -85,22 +87,22 @@ def test_quantized_linears_compute_nearly_the_same_in_less_memory(bits, toleranc
 @pytest.mark.parametrize("precision", ["bf16", "8bit", "4bit"])
 def test_teacher_precision_is_the_teachers_alone(world, tmp_path, precision):
     """Student and losses stay in float32, and the target stays near the float32 teacher's."""
-    whole = make_trainer(world, tmp_path / "a")
-    low = make_trainer(world, tmp_path / "b", "--teacher_precision", precision)
+    whole = prepare_run(world, tmp_path / "a")
+    low = prepare_run(world, tmp_path / "b", "--teacher_precision", precision)
     assert low.networks.student.dtype == torch.float32
     assert bytes_of(low.networks.teacher) < 0.75 * bytes_of(whole.networks.teacher)
     batch = make_batches(whole)[0]
     sample = whole.losses.sample(batch)
-    a, b = (trainer.losses.distillation(batch, sample).item() for trainer in (whole, low))
+    a, b = (prepared.players.losses.distillation(batch, sample).item() for prepared in (whole, low))
     assert a != b
     assert abs(a - b) < 0.1 * a
 
 
 def test_float32_teacher_in_a_half_precision_run(world, tmp_path):
-    trainer = make_trainer(world, tmp_path / "a", "--teacher_precision", "fp32", "--mixed_precision", "bf16")
+    prepared = prepare_run(world, tmp_path / "a", "--teacher_precision", "fp32", "--mixed_precision", "bf16")
     seen = []
-    trainer.networks.teacher.conv_out.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
-    train_iteration(trainer.losses, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
+    prepared.networks.teacher.conv_out.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    iteration(prepared.players, make_batches(prepared))
     assert seen == [torch.float32]
 
 

@@ -18,7 +18,9 @@ def config(tmp_path, text):
 
 
 def test_config_gives_flags_and_the_command_line_wins(tmp_path):
-    file = config(tmp_path, """
+    file = config(
+        tmp_path,
+        """
 pretrained_teacher_model: teacher
 dataset_name: set
 resolution: 256
@@ -28,7 +30,8 @@ student_timesteps: [499, 999]
 mixed_precision: no
 learning_rate: 1e-4
 validation_prompts: ["a cat, asleep", a dog]
-""")
+""",
+    )
     options = parse("--config", file, "--resolution", 64)
     assert options.models.pretrained_teacher_model == "teacher"
     assert options.data.resolution == 64

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from training.options.arguments import make_parser
 
 from pipelines import student_scheduler
 from training.errors import OptionError
-from training.options.arguments import make_parser
 from training.options.derived import make_schedules, zero_snr_mode
 
 
