@@ -131,7 +131,7 @@ def _backward(
 
 
 def _update(players: Players, name: str, figures: dict[str, Tensor], loss: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Clip the gradients of a player and take its step. Returns the figures, more of them, and 1.0 if it was skipped."""
+    """Clip a player's gradients and take its step. Returns all figures, and 1.0 where the step was skipped."""
     updater = players.updaters[name]
     norm, skipped = updater.update(loss)
     more = {"gradient_norm": norm, **updater.figures}

@@ -44,9 +44,14 @@ def run(world, output_dir, *extra):
     train_add.main(tiny_world.flags(world, output_dir, *extra))
 
 
+def options_of(*argv, more=()):
+    """The options that these words of a command line give."""
+    return Options.of(make_parser("test", more).parse_args([str(word) for word in argv]))
+
+
 def parse(world, output_dir, *extra, more=()):
     """The options of a run in `world` with the flags of `tiny_world.flags` and `extra`."""
-    return Options.of(make_parser("test", more).parse_args(tiny_world.flags(world, output_dir, *extra)))
+    return options_of(*tiny_world.flags(world, output_dir, *extra), more=more)
 
 
 def prepare_run(world, output_dir, *extra, family=StableDiffusion):

@@ -1,9 +1,10 @@
 """The run without contents against a real one: same losses, same updates, so the same FLOPs and the same memory."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
-from training.options.arguments import make_parser
 
 from benchmarks import architectures, fake
 from benchmarks.count import GIB, count_iteration
@@ -11,7 +12,7 @@ from benchmarks.fake import fake_run
 from benchmarks.meter import Meter
 from benchmarks.packed import PackedLinear, pack_linears
 from examples.tiny import models
-from tests.runs import make_batches, prepare_run
+from tests.runs import make_batches, options_of, prepare_run
 from tests.tiny_world import WIDTHS
 from train_add import iteration
 from training.models.quantization import quantize_linears
@@ -69,8 +70,6 @@ def measured(prepared):
         for _ in range(2):
             meter.reset()
             iteration(prepared.players, [batch])
-            if prepared.players.ema is not None:
-                prepared.players.ema.step(prepared.players.trainable().values())
     return meter.flops / 4, meter.peak
 
 
@@ -78,8 +77,8 @@ def measured(prepared):
 def test_counted_is_measured(world, tmp_path, tiny, flags):
     prepared = prepare_run(world, tmp_path / "out", "--discriminator_input_size", 32, *flags.split())
     flops, peak = measured(prepared)
-    prepared.options.cache_dir_latents = "there"  # the batches were made before
-    [cost] = count_iteration(tiny, prepared.options)
+    hardware = dataclasses.replace(prepared.options.hardware, cache_dir_latents="there")  # the batches were made before
+    [cost] = count_iteration(tiny, dataclasses.replace(prepared.options, hardware=hardware))
     assert cost.batch == 4
     assert cost.tflop * 1e12 == pytest.approx(flops, rel=1e-6)
     assert cost.peak_gib * GIB == pytest.approx(peak, rel=0.01)
@@ -90,8 +89,7 @@ def test_accumulation_samples_twice_and_holds_one_graph(tiny):
     """Two micro-batches of 4 beside one batch of 8, per image: one more sampling, and far less memory."""
 
     def cost(*flags):
-        args = make_parser("test").parse_args([*TEACHER, *flags])
-        return count_iteration(tiny, args)[0]
+        return count_iteration(tiny, options_of(*TEACHER, *flags))[0]
 
     flags = ("--discriminator_input_size", "32", "--mixed_precision", "bf16")
     whole = cost(*flags, "--train_batch_size", "8")
@@ -126,9 +124,9 @@ def test_packed_linears_take_what_bitsandbytes_takes(bits):
 
 def test_a_real_run_may_follow(world, tmp_path, tiny):
     """Nothing that was put in place for the count is left: another precision, norms, the guard."""
-    args = make_parser("test").parse_args([*TEACHER, "--mixed_precision", "bf16", "--discriminator_input_size", "32"])
+    options = options_of(*TEACHER, "--mixed_precision", "bf16", "--discriminator_input_size", 32)
     before = torch.nn.functional.group_norm, Updater._guarded_step
-    with fake_run(tiny, args):
+    with fake_run(tiny, options):
         assert Updater._guarded_step is not before[1]
     assert (torch.nn.functional.group_norm, Updater._guarded_step) == before
     prepared = prepare_run(world, tmp_path / "out", "--mixed_precision", "no")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import save
 import train_add
 from tests import tiny_world
 from tests.hub.server import OTHER, READ, WRITE
+from tests.runs import options_of
 from training.publishing.card import is_untouched
 from training.publishing.checkpoint_branch import CheckpointPusher
 from training.publishing.hub import check_push, publish, push_published
@@ -157,8 +157,8 @@ def test_lora_alone(hub, student, tmp_path):
     assert "custom_pipeline" not in card
 
 
-def arguments(folder, token=WRITE):
-    return SimpleNamespace(output_dir=str(folder), hub_model_id=None, hub_token=token)
+def arguments(folder, token=WRITE, *more):
+    return options_of("--pretrained_teacher_model", "x", "--output_dir", folder, "--hub_token", token, *more)
 
 
 def test_push_at_the_end_of_a_run(hub, student):
@@ -179,12 +179,12 @@ def test_training_with_push_to_hub(hub, world, tmp_path):
 def test_check_before_training(hub, tmp_path):
     """Creates the repo and learns that it can be written to; a token that cannot is refused at once."""
     folder = tmp_path / "my-student"
-    assert check_push(arguments(folder), private=True) == REPO
+    assert check_push(arguments(folder, WRITE, "--hub_private_repo")) == REPO
     assert hub.titles(REPO) == ["initial commit"]
     with pytest.raises(PublishError, match=r"--push_to_hub got True, but .*: HTTP 403: .* Training has not begun"):
         check_push(arguments(folder, READ))
     with pytest.raises(PublishError, match=r"HTTP 40[134]"):
-        check_push(SimpleNamespace(output_dir=str(folder), hub_model_id=REPO, hub_token=OTHER))
+        check_push(arguments(folder, OTHER, "--hub_model_id", REPO))
 
 
 def test_checkpoints_go_to_a_branch_in_order(hub, student, caplog):

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from training.options.arguments import make_parser
 
+from tests.runs import options_of
 from training.accelerator import make_accelerator
 
 
@@ -19,7 +19,7 @@ def test_tf32_is_what_the_flag_says_for_products_and_convolutions(tmp_path, allo
     """torch's default allows it in convolutions, of which the float32 heads consist."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not allowed
     flags = ["--pretrained_teacher_model", "x", "--output_dir", str(tmp_path), "--report_to", "none"]
-    make_accelerator(make_parser("test").parse_args([*flags, *["--allow_tf32"] * allowed]))
+    make_accelerator(options_of(*flags, *["--allow_tf32"] * allowed))
     assert torch.backends.cuda.matmul.allow_tf32 is allowed
     assert torch.backends.cudnn.allow_tf32 is allowed
     expected = "tf32" if allowed else ("ieee", "none")

@@ -8,15 +8,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from tests import runs
 from tests.runs import make_batches, prepare_run
 from train_add import iteration
-from training import accelerator as setup
 from training.optimization import GradientScaleError
+from training.run_state import pack_run
 
 
 @pytest.fixture
 def prepare_half(world, tmp_path, monkeypatch):
-    """Makes a prepared that runs in fp16 with a scaler that starts at `scale`."""
+    """Prepares a run in fp16 with a scaler that starts at `scale`."""
 
     def make(scale, *extra):
         def accelerator(_):
@@ -25,7 +26,7 @@ def prepare_half(world, tmp_path, monkeypatch):
             made.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
             return made
 
-        monkeypatch.setattr(setup, "make_accelerator", accelerator)
+        monkeypatch.setattr(runs, "make_accelerator", accelerator)
         return prepare_run(world, tmp_path / "half", *extra)
 
     return make
@@ -33,8 +34,7 @@ def prepare_half(world, tmp_path, monkeypatch):
 
 def train(prepared, iterations=2):
     """What the iterations changed by, per network; and which of them were skipped."""
-    state = prepared.state
-    networks = {"student": state.student, "discriminator": state.heads}
+    networks = {"student": prepared.players.student, "discriminator": prepared.players.heads}
     before = {name: [p.detach().clone() for p in network.parameters()] for name, network in networks.items()}
     skips = []
     for batch in make_batches(prepared, count=iterations):
@@ -82,7 +82,7 @@ def test_overflow_lowers_the_scale_and_leaves_the_student_alone(prepare_half, ex
 def test_scale_survives_a_checkpoint(prepare_half):
     prepared = prepare_half(2.0**7)
     train(prepared, iterations=1)
-    _, state = prepared.state.save(prepared.options, prepared.accelerator)
+    _, state = pack_run(prepared.players, prepared.state, prepared.arguments, prepared.accelerator)
     other = prepare_half(2.0**9)
     other.accelerator.scaler.load_state_dict(state["scaler"])
     assert other.accelerator.scaler.get_scale() == 2.0**7

@@ -1,12 +1,11 @@
 """The guard of an update, for fused AdamW and for bitsandbytes' 8-bit one."""
 
-import argparse
-
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from tests.runs import options_of
 from training.optimization import (
     GradientScaleError,
     Updater,
@@ -15,20 +14,17 @@ from training.optimization import (
     student_optimizer,
 )
 
-ARGS = argparse.Namespace(
-    learning_rate=0.1, discriminator_learning_rate=0.2, adam_beta1=0.9, adam_beta2=0.999, adam_weight_decay=0.0,
-    adam_epsilon=1e-8, discriminator_adam_beta1=0.0, discriminator_adam_beta2=0.99, use_8bit_adam=False,
-    lr_scheduler="linear", lr_warmup_steps=0, lr_num_cycles=1, lr_power=1.0,
-)  # fmt: skip
+FLAGS = ("--pretrained_teacher_model", "x", "--learning_rate", 0.1, "--discriminator_learning_rate", 0.2,
+         "--adam_weight_decay", 0, "--lr_scheduler", "linear", "--lr_warmup_steps", 0)  # fmt: skip
 
 
 def make_updater(eight_bit=False, max_grad_norm=1.0, total_steps=10):
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
     network = nn.Linear(64, 64)
-    args = argparse.Namespace(**vars(ARGS) | {"use_8bit_adam": eight_bit})
-    optimizer = student_optimizer(network.parameters(), args, scale=1)
-    schedule = learning_rate_schedule(optimizer, args, total_steps)
+    options = options_of(*FLAGS, *["--use_8bit_adam"] * eight_bit)
+    optimizer = student_optimizer(network.parameters(), options, scale=1)
+    schedule = learning_rate_schedule(optimizer, options.optimization, total_steps)
     return network, Updater(accelerator, accelerator.prepare(optimizer), schedule, max_grad_norm)
 
 
@@ -113,7 +109,7 @@ def test_scaler_that_finds_no_scale_ends_the_run(scale):
 def test_discriminator_optimizer_is_adam_without_decay():
     """Against torch's own Adam, three steps."""
     weights = [nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2)]
-    ours = discriminator_optimizer([weights[0]], ARGS, scale=2)
+    ours = discriminator_optimizer([weights[0]], options_of(*FLAGS), scale=2)
     theirs = torch.optim.Adam([weights[1]], lr=0.4, betas=(0.0, 0.99), eps=1e-8)
     for _ in range(3):
         for weight, optimizer in zip(weights, (ours, theirs)):

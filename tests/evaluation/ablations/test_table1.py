@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
-from training.loop import Trainer
-from training.options.arguments import make_parser
 
 import train_add
 import train_add_sdxl
@@ -24,7 +22,9 @@ from evaluation.errors import EvaluationError
 from evaluation.tiny import task as tiny_task
 from tests.evaluation.commands import exit_status
 from tests.evaluation.tiny_folder import make_tiny_dir
-from training.options.refusals import check_arguments
+from tests.runs import options_of
+from training.options.models import SDXLOptions
+from training.options.refusals import refuse
 
 ROWS = [row for part in TABLES.values() for row in part.rows]
 RECIPE = ["--train_batch_size", "4", "--learning_rate", "1e-3", "--report_to", "none"]
@@ -82,13 +82,14 @@ def test_every_row_is_a_command_that_the_script_takes(tiny, tiny_sdxl, tmp_path,
     command = list(job.command)
     assert command[:2] == ["python", row.script]
     assert not [word for word in command if word.startswith("{")]
-    parser = make_parser("") if row.script == "train_add.py" else train_add_sdxl.make_sdxl_parser()
+    more = () if row.script == "train_add.py" else (SDXLOptions,)
     if "--train_data_dir" not in command:
         command += ["--dataset_name", "a-set"]
-    args = parser.parse_args(command[2:])
-    check_arguments(args)
-    assert (args.seed, args.max_train_steps, args.resume_from_checkpoint) == (3, 5, "latest")
-    assert args.distillation_weighting == {"loss-sds": "sds", "loss-nfsd": "nfsd"}.get(row.run, "exponential")
+    options = options_of(*command[2:], more=more)
+    refuse(options)
+    length = (options.optimization.seed, options.optimization.max_train_steps)
+    assert (*length, options.output.resume_from_checkpoint) == (3, 5, "latest")
+    assert options.method.distillation_weighting == {"loss-sds": "sds", "loss-nfsd": "nfsd"}.get(row.run, "exponential")
 
 
 def test_no_two_runs_are_one_training(tiny, tiny_sdxl, tmp_path):
@@ -166,20 +167,20 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tiny, tmp_path, monkeypat
     """Stopped in the third of three iterations: the next call does that one alone."""
     world = TinyWorld(tiny, None, tmp_path / "stand_ins", num_samples=8)
     jobs = plan_jobs(by_run("loss-adversarial"), world, [0], RECIPE, 3, tmp_path, ["python"])
-    original, seen = Trainer._iteration, []
+    original, computed = train_add.iteration, []
 
-    def iteration(self, micro_batches):
-        seen.append(self.state.step)
-        if seen == [0, 1, 2]:
+    def iteration(players, batches):
+        computed.append(None)
+        if len(computed) == 3:
             raise KeyboardInterrupt
-        original(self, micro_batches)
+        return original(players, batches)
 
-    monkeypatch.setattr(Trainer, "_iteration", iteration)
+    monkeypatch.setattr(train_add, "iteration", iteration)
     with pytest.raises(SystemExit, match="130"):
         run_jobs(jobs, world, Here())
     AcceleratorState._reset_state(reset_partial_state=True)
     assert run_jobs(jobs, world, Here()) == {}
-    assert seen == [0, 1, 2, 2]
+    assert len(computed) == 4
     assert read_figures(jobs[0].folder)
 
 

@@ -274,5 +274,5 @@ def test_conditions_that_are_off_are_not_in_the_cache(world, tmp_path):
     prepared = prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"), *off)
     assert prepared.embeddings.condition_dim == 0
     assert make_batches(prepared)[0].c is None
-    assert load_conditions(prepared.options, torch.device("cpu"), torch.float32) == (None, None)
+    assert load_conditions(prepared.options, prepared.accelerator) == (None, None)
     assert isinstance(prepared.family, Family)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from training.options.arguments import make_parser
 
+from tests.runs import options_of
 from training.errors import OptionError
 from training.models.families import StableDiffusion, StableDiffusionXL, open_families
 
@@ -83,7 +83,7 @@ def test_other_autoencoder_takes_the_place_of_the_repos(sdxl_world, world):
 
 
 def arguments(*flags):
-    return make_parser("test").parse_args(["--pretrained_teacher_model", *map(str, flags)])
+    return options_of("--pretrained_teacher_model", *map(str, flags))
 
 
 def test_one_repo_is_one_family(world):

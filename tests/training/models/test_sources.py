@@ -8,12 +8,11 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
-from training.options.arguments import make_parser
 
 import train_add
 import train_add_sdxl
 from tests import tiny_world
-from tests.runs import prepare_run
+from tests.runs import parse, prepare_run
 from training.encoding.cache import cache_fingerprint
 from training.encoding.fingerprint import model_fingerprint
 from training.errors import OptionError
@@ -69,13 +68,14 @@ def test_missing_weights_end_the_script_with_one_line(world, teacher, tmp_path, 
 
 
 def arguments(world, *extra):
-    return make_parser("test").parse_args(tiny_world.flags(world, "out", *extra))
+    return parse(world, "out", *extra)
 
 
+CPU = SimpleNamespace(mixed_precision="no", device=torch.device("cpu"))
 LOADERS = {
-    "discriminator_feature_model": lambda args: networks.make_discriminator(args, "cpu", torch.float32, 0),
-    "discriminator_text_model": lambda args: networks.load_conditions(args, "cpu", torch.float32),
-    "discriminator_image_model": lambda args: networks.load_conditions(args, "cpu", torch.float32),
+    "discriminator_feature_model": lambda args: networks.make_discriminator(args, 0, CPU),
+    "discriminator_text_model": lambda args: networks.load_conditions(args, CPU),
+    "discriminator_image_model": lambda args: networks.load_conditions(args, CPU),
     "pretrained_tiny_vae_model": lambda args: networks._tiny_decoder(args, torch.float32, "cpu"),
 }
 
@@ -169,7 +169,7 @@ def test_revisions_of_the_conditions_are_in_the_fingerprint(world, tmp_path):
     args = arguments(world, *flags)
     rows = type("Rows", (list,), {"_fingerprint": "rows"})()
     family, _ = open_families(args, StableDiffusion)
-    found = cache_fingerprint(args, SimpleNamespace(mixed_precision="no"), rows, {"student": family})
+    found = cache_fingerprint(args, CPU, rows, {"student": family})
     assert found["c_text"] == f"someone/model/@{'0' * 40}"
 
 
@@ -179,4 +179,4 @@ def test_adversarial_training_of_another_student_needs_no_teacher(world, v_world
              "--distillation_weight", 0, "--cache_dir_latents", tmp_path / "cache", "--center_crop")  # fmt: skip
     prepared = prepare_run(world, tmp_path / "out", *flags)
     assert prepared.networks.teacher is None
-    assert list(prepared.families) == ["student"]
+    assert prepared.teacher_family is prepared.family

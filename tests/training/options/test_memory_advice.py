@@ -3,12 +3,11 @@
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from training.options.arguments import make_parser
 
 import train_add
 from pipelines import ADDPipeline
 from tests import tiny_world
-from tests.runs import make_batches, prepare_run
+from tests.runs import make_batches, options_of, prepare_run
 from train_add import iteration
 from training.models.quantization import quantize_linears
 from training.options.memory_advice import advice
@@ -129,7 +128,7 @@ def out_of_memory(world, tmp_path, monkeypatch, capsys, *flags):
     def fail(*_):
         raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("training.loop.train_iteration", fail)
+    monkeypatch.setattr("train_add.iteration", fail)
     with pytest.raises(SystemExit) as ended:
         train_add.main(tiny_world.flags(world, tmp_path / "out", *flags))
     assert ended.value.code == 1
@@ -137,7 +136,7 @@ def out_of_memory(world, tmp_path, monkeypatch, capsys, *flags):
 
 
 def test_out_of_memory_names_what_saves_most(world, tmp_path, monkeypatch, capsys):
-    """Of what is not yet in use (reliability 21)."""
+    """Of what is not in use yet."""
     message = out_of_memory(world, tmp_path, monkeypatch, capsys)
     assert "tried to allocate 2.00 GiB" in message
     assert "first: --gradient_checkpointing (" in message
@@ -155,11 +154,9 @@ def test_out_of_memory_names_what_saves_most(world, tmp_path, monkeypatch, capsy
 
 def test_advice_names_flags_that_exist_and_ends():
     """With all of it in use it says so; each piece of advice begins with flags that the script takes."""
-    parser = make_parser("test")
-    args = parser.parse_args(["--pretrained_teacher_model", "x"])
-    flags = [text.split(" (")[0] for text in advice(args).split(": ", 1)[1].split("; ")]
-    parser.parse_args(["--pretrained_teacher_model", "x", *" ".join(flags).replace("DIR", "d").split()])
+    teacher = ("--pretrained_teacher_model", "x")
+    flags = [text.split(" (")[0] for text in advice(options_of(*teacher)).split(": ", 1)[1].split("; ")]
+    options_of(*teacher, *" ".join(flags).replace("DIR", "d").split())
     used = "--gradient_checkpointing --use_8bit_adam --train_batch_size 1 --cache_dir_latents d --use_lora"
     more = "--decode_crop_size 224 --distillation_space latent --teacher_precision 4bit"
-    args = parser.parse_args(["--pretrained_teacher_model", "x", *used.split(), *more.split()])
-    assert "all that saves memory is in use" in advice(args)
+    assert "every flag that saves memory is in use" in advice(options_of(*teacher, *used.split(), *more.split()))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from training.options.arguments import make_parser
 
 from pipelines import student_scheduler
+from tests.runs import options_of
 from training.errors import OptionError
 from training.options.derived import make_schedules, zero_snr_mode
 
@@ -18,7 +18,7 @@ def scheduler(prediction_type, rescaled):
 
 
 def arguments(*extra):
-    return make_parser("test").parse_args(["--pretrained_teacher_model", "base", *extra])
+    return options_of("--pretrained_teacher_model", "base", *extra)
 
 
 @pytest.mark.parametrize("rescaled", [False, True])

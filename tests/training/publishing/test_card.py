@@ -1,13 +1,15 @@
 """The model card: what it says, what it keeps to itself, and whose it is."""
 
+import dataclasses
 import json
 import re
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
+from tests.runs import options_of
+from training.options import Options
 from training.publishing.card import is_untouched, make_card, refresh_card, set_license, write_card
 from training.publishing.layout import PublishError
 from training.publishing.license import inherited_license
@@ -18,27 +20,24 @@ SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 
 
 @pytest.fixture
-def arguments(tmp_path) -> Namespace:
-    """Of a run in `tmp_path`; the base's card is not at hand, since tests are offline."""
-    return Namespace(
-        pretrained_teacher_model=SD,
-        output_dir=str(tmp_path / "my-fox"),
-        hub_model_id=None,
-        hub_token="hf_secret",
-        train_data_dir=str(tmp_path),
-        dataset_name=None,
-        resolution=512,
-        learning_rate=1e-5,
-        validation_prompts=["a red fox", 'a "big" {{ castle }}'],
-        student_timesteps=[249, 499, 749, 999],
-        cache_dir="/somewhere/private",
-    )
+def arguments(tmp_path) -> Options:
+    """Of a run in `tmp_path`; the base's card is not available, since tests are offline."""
+    return options_of(
+        "--pretrained_teacher_model", SD, "--output_dir", tmp_path / "my-fox", "--hub_token", "hf_secret",
+        "--train_data_dir", tmp_path, "--learning_rate", 1e-5, "--cache_dir", "/somewhere/private",
+        "--validation_prompts", "a red fox", 'a "big" {{ castle }}',
+    )  # fmt: skip
+
+
+def changed(options, group, **values):
+    """`options` with other values in one group."""
+    return dataclasses.replace(options, **{group: dataclasses.replace(getattr(options, group), **values)})
 
 
 @pytest.fixture
 def folder(arguments) -> Path:
     """What is of interest to the card of a full model."""
-    folder = Path(arguments.output_dir)
+    folder = Path(arguments.output.output_dir)
     (folder / "scheduler").mkdir(parents=True)
     (folder / "scheduler" / "scheduler_config.json").write_text('{"_student_timesteps": [249, 499, 749, 999]}')
     (folder / "model_index.json").write_text("{}")
@@ -65,7 +64,8 @@ def test_metadata(arguments, folder):
 
 
 def test_metadata_of_sdxl_and_lora(arguments, folder):
-    arguments.pretrained_student_model, arguments.dataset_name = SDXL, "me/pictures"
+    arguments = changed(arguments, "models", pretrained_student_model=SDXL)
+    arguments = changed(arguments, "data", dataset_name="me/pictures", train_data_dir=None)
     (folder / "pytorch_lora_weights.safetensors").touch()
     data = written(arguments, folder, "StableDiffusionXLPipeline", base_model=SDXL).data
     assert (data.base_model, data.base_model_relation, data.license) == (SDXL, "adapter", "openrail++")
@@ -174,14 +174,14 @@ def test_license_of_a_local_base_is_that_of_its_card(arguments, folder, tmp_path
     base = tmp_path / "my-base"
     base.mkdir()
     (base / "README.md").write_text("---\nlicense: other\nlicense_name: foxes\nlicense_link: LICENSE\n---\n# Base\n")
-    arguments.pretrained_teacher_model = str(base)
+    arguments = changed(arguments, "models", pretrained_teacher_model=str(base))
     data = written(arguments, folder).data
     assert (data.license, data.license_name, data.license_link) == ("other", "foxes", "LICENSE")
     assert data.base_model is None
 
 
 def test_unknown_license_is_left_out_and_said(arguments, folder):
-    arguments.pretrained_teacher_model = "someone/something"
+    arguments = changed(arguments, "models", pretrained_teacher_model="someone/something")
     card = written(arguments, folder)
     assert card.data.license is None
     assert "It could not be read" in card.text
