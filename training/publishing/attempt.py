@@ -54,6 +54,7 @@ class Attempt:
 def reason(error: BaseException) -> str:
     """One line for what went wrong, with the fix where there is one."""
     cause: BaseException | None = error
+    innermost = error
     while cause is not None:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status is not None:

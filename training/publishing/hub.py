@@ -134,7 +134,7 @@ def _upload(api: HfApi, attempt: Attempt, head: ModelInfo, message: str) -> str:
     for name in filter(is_weight_file, attempt.names):
         api.preupload_lfs_files(attempt.repo_id, [operations[name]], revision=attempt.branch)
         attempt.sent.append(name)
-    stale = stale_files((sibling.rfilename for sibling in head.siblings), attempt.names)
+    stale = stale_files((sibling.rfilename for sibling in head.siblings or ()), attempt.names)
     return api.create_commit(
         attempt.repo_id,
         [*operations.values(), *map(CommitOperationDelete, stale)],
@@ -147,7 +147,7 @@ def _upload(api: HfApi, attempt: Attempt, head: ModelInfo, message: str) -> str:
 
 def _is_edited(api: HfApi, head: ModelInfo, local: Path) -> bool:
     """Whether the repo has a card that is neither ours nor the one to be uploaded."""
-    if CARD not in (sibling.rfilename for sibling in head.siblings):
+    if CARD not in (sibling.rfilename for sibling in head.siblings or ()):
         return False
     remote = Path(api.hf_hub_download(head.id, CARD, revision=head.sha)).read_bytes()
     return remote != local.read_bytes() and not is_untouched(remote.decode("utf-8", errors="replace"))

@@ -50,7 +50,7 @@ def write_output(
             if options.lora.use_lora:
                 fuse_lora(pipeline, stage)
             pipeline.save_pretrained(stage)
-            factor = 2 ** (len(fresh.vae.config.block_out_channels) - 1)
+            factor = 2 ** (len(fresh.vae.config["block_out_channels"]) - 1)
             set_sample_size(stage, options.data.resolution // factor)
         card = write_card(options, stage, facts, family.pipeline_class.__name__, base_model=family.name)
         for weights in (*stage.glob("*.safetensors"), *stage.glob("*/*.safetensors")):

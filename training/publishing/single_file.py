@@ -191,7 +191,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of `python -m training.single_file`."""
-    parser = argparse.ArgumentParser(prog="python -m training.single_file", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m training.single_file", description="Export a student as one file.")
     parser.add_argument("folder", type=Path, help="A run's --output_dir, or any folder in diffusers' layout.")
     parser.add_argument("--output", type=Path, required=True, help="The file to write, .safetensors.")
     parser.add_argument("--dtype", choices=DTYPES, default=None, help="Type of all weights; they keep their own by "

@@ -148,7 +148,7 @@ def _renamed(prefix: str, weights: Weights, rename: Callable[[str], str | None] 
             f"{unknown[0]} and {len(unknown) - 1} more weights have no name in the single-file layout, which is that "
             "of Stable Diffusion 1, 2 and SDXL. Load the folder with diffusers instead."
         )
-    return {prefix + new: weights[name] for name, new in names.items()}
+    return {f"{prefix}{new}": weights[name] for name, new in names.items()}
 
 
 def _replaced(name: str, parts: Mapping[str, str]) -> str:

@@ -70,11 +70,11 @@ def test_no_encoder_runs_once_the_cache_is_there(world, tmp_path, monkeypatch):
 
 def test_validation_works_beside_a_cache(world, tmp_path):
     """The text encoders wait in main memory, and are there when a prompt is typed."""
-    for _ in range(2):
+    for name in "ab":
         train_add.main(
-            tiny_world.flags(world, tmp_path / "out", *cached(tmp_path / "c"), "--validation_prompts", "one more")
+            tiny_world.flags(world, tmp_path / name, *cached(tmp_path / "c"), "--validation_prompts", "one more")
         )
-    assert (tmp_path / "out/validation/step-2.png").is_file()
+        assert (tmp_path / name / "validation/step-2.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,54 @@ def test_seal(arguments, folder):
     assert not any(is_untouched(edit) for edit in edits)
 
 
+def test_seal_of_an_earlier_version(arguments, folder):
+    """The module has moved since; the cards that it wrote are ours still."""
+    written(arguments, folder)
+    text = (folder / "README.md").read_text()
+    assert "<!-- written by training/publishing/card.py; sha256" in text
+    assert is_untouched(text.replace("training/publishing/card.py", "training/card.py"))
+    assert not is_untouched(text.replace("training/publishing/card.py", "other/card.py"))
+
+
+@pytest.mark.parametrize(
+    ("known", "shown"), [([249, 499, 749, 999], "[999, 499]"), ([699, 799, 899, 999], "[999, 799]"), ([999], None)]
+)
+@pytest.mark.parametrize("lora", [False, True])
+def test_image_to_image_visits_what_the_student_knows(arguments, folder, known, shown, lora):
+    """By the stock schedule two steps would visit 499, whatever the student was trained at. With one timestep there is
+    nothing between noise and image, and no snippet."""
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_student_timesteps": known}))
+    if lora:
+        (folder / "model_index.json").unlink()
+        (folder / "pytorch_lora_weights.safetensors").touch()
+    text = written(arguments, folder).text
+    calls = re.findall(r"image=image, .*", text)
+    call = f"image=image, timesteps={shown}, strength=0.5, guidance_scale=0.0).images[0]"
+    assert calls == ([] if shown is None else [call])
+    assert ("AutoPipelineForImage2Image" in text) == (shown is not None)
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        compile(block, "card", "exec")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_precision(arguments, folder, lora):
+    """float16, and by how much an epsilon student's rounding grows: 14.6 on Stable Diffusion's schedule."""
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
+    path = folder / "scheduler" / "scheduler_config.json"
+    if lora:
+        (folder / "model_index.json").unlink()
+        (folder / "pytorch_lora_weights.safetensors").touch()
+    path.write_text(json.dumps(config))
+    text = written(arguments, folder).text
+    assert "torch_dtype=torch.float16" in text
+    assert "torch.bfloat16" not in text
+    assert text.count("is multiplied by 14.6 (sigma / alpha)") == 1
+    path.write_text(json.dumps(config | {"prediction_type": "v_prediction"}))
+    text = written(arguments, folder).text
+    assert "multiplied by" not in text
+    assert "Use float16" in text
+
+
 def test_edited_card_is_left_alone(arguments, folder):
     """Here too, also by a resumed run that comes to its end again."""
     written(arguments, folder)
@@ -188,6 +236,12 @@ def test_unknown_license_is_left_out_and_said(arguments, folder):
     set_license(folder, "mit")
     refresh_card(folder, "me/fox")
     assert ModelCard.load(folder / "README.md").data.license == "mit"
+
+
+def test_local_base_without_a_card_is_no_news(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert inherited_license(str(tmp_path)) == {}
+    assert caplog.text == ""
 
 
 def test_license_of_a_base_without_one(tmp_path):
