@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -70,4 +71,5 @@ class Interruption:
         if accelerator.num_processes == 1:
             return self.received
         received = torch.tensor([self.received], device=accelerator.device)
-        return int(accelerator.gather(received).max())
+        gathered: Any = accelerator.gather(received)
+        return int(gathered.max())

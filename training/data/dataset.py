@@ -66,7 +66,7 @@ def load_image_text_dataset(
             ) from error
     if max_train_samples is None:
         return rows
-    if streaming:
+    if not isinstance(rows, datasets.Dataset):
         return rows.take(max_train_samples)
     return rows.shuffle(seed=seed).select(range(min(max_train_samples, len(rows))))
 

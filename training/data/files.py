@@ -15,9 +15,10 @@ No more than `MAX_ENCODED_BYTES` are read of one file.
 import os
 import stat
 from collections.abc import Sequence
+from typing import Any
 
-import datasets
 import fsspec
+from datasets import config as datasets_config
 from huggingface_hub import constants
 
 MAX_ENCODED_BYTES = 256 * 1024**2  # of one encoded image; a photograph that Pillow's limit of pixels admits is smaller
@@ -44,7 +45,8 @@ def read_file(path: str, folders: Sequence[str] | None = None, limit: int = MAX_
             return _read_local(_local_path(first), limit)
     else:
         raise ValueError(f"a chain of URLs other than zip://member::archive: {path:.200}")
-    with fsspec.open(path, "rb") as file:
+    opened: Any = fsspec.open(path, "rb")
+    with opened as file:
         return _at_most(file.read(limit + 1), limit)
 
 
@@ -53,7 +55,7 @@ def _check_source(url: str, folders: Sequence[str] | None) -> None:
         _check_local(_local_path(url), folders)
     elif not url.startswith(("hf://", constants.ENDPOINT + "/")):
         raise ValueError(f"images are read from local files and from the Hub, not from {url:.200}")
-    elif constants.is_offline_mode() or datasets.config.HF_HUB_OFFLINE:
+    elif constants.is_offline_mode() or datasets_config.HF_HUB_OFFLINE:
         raise ValueError(f"HF_HUB_OFFLINE is set, and the image is at {url:.200}")
 
 

@@ -21,7 +21,7 @@ from training.data.columns import check_columns
 from training.data.errors import DataError, one_line, reason
 from training.data.files import read_file
 from training.data.images import PHOTO_FORMATS
-from training.data.reader import is_text
+from training.data.reader import caption_options, is_text
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def _read_metadata(paths: Sequence[str], image_column: str, caption_column: str,
     return [_to_row(folder, place, record, key, caption_column) for folder, place, record in records]
 
 
-def _to_row(folder: str, place: str, record: dict | str, key: str, caption_column: str) -> Row:
+def _to_row(folder: str, place: str, record: dict[str, Any] | str, key: str, caption_column: str) -> Row:
     if not isinstance(record, dict):
         return None, None, f"{place}: {record}"
     name, cell = record.get(key), record.get(caption_column)
@@ -102,7 +102,7 @@ def _to_row(folder: str, place: str, record: dict | str, key: str, caption_colum
         problem = f"{place}: `{key}` is {name!r:.200}, which is not inside of the metadata's folder"
     else:
         image = os.path.join(folder, os.path.normpath(name))
-    options = [option for option in (cell if isinstance(cell, list) else [cell]) if is_text(option)]
+    options = caption_options(cell)
     if not options:
         return image, None, problem or f"{place}: the caption in `{caption_column}` is {cell!r:.60}, not text"
     return image, options if isinstance(cell, list) else options[0], problem

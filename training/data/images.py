@@ -70,10 +70,10 @@ def resize_short_side(image: Image.Image, resolution: int) -> Image.Image:
         ValueError: the aspect ratio is so extreme that the result would pass Pillow's limit of pixels.
     """
     short = min(image.size)
-    size = tuple(resolution if side == short else int(resolution * side / short) for side in image.size)
-    if Image.MAX_IMAGE_PIXELS and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
+    width, height = (resolution if side == short else int(resolution * side / short) for side in image.size)
+    if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
         raise ValueError(f"an image of {image.width} x {image.height} pixels is too long to resize")
-    return image.resize(size, Image.Resampling.LANCZOS)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def flip_and_crop(

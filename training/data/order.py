@@ -77,7 +77,7 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         start = self.start_position + self.rank * self.batch_size
-        order_epoch, order = -1, None
+        order_epoch, order = -1, torch.empty(0)
         while True:
             batch = []
             for position in range(start, start + self.batch_size):

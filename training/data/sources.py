@@ -13,14 +13,16 @@ Subfolders or files that are named after splits (`train`, `test`, ...) are split
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets import config as datasets_config
 from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 from huggingface_hub import constants
 
 from training.data.errors import DataError, reason
@@ -61,7 +63,7 @@ def image_folders(source: Source) -> tuple[str, ...] | None:
     """
     if source.is_local:
         return None
-    folders = (source.cache_dir, datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
+    folders = (source.cache_dir, datasets_config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
     return tuple(os.path.abspath(folder) for folder in folders if folder is not None)
 
 
@@ -77,19 +79,18 @@ def load_split(source: Source, split: str, image_column: str, caption_column: st
     Raises:
         DataError: the data set cannot be loaded, or it has no such split.
     """
-    place = source.folder if source.name is None else source.name
     if source.folder is not None and not os.path.isdir(source.folder):
         raise DataError(f"--train_data_dir {source.folder}: there is no such folder")
-    with _one_line_errors(source):
-        if any((Path(place) / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            rows = _load_saved(source, place, split)
-            return _to_stream(rows) if streaming else rows
-        if source.folder is None or source.name not in (None, "imagefolder", "webdataset"):
-            return _load(source, split, source.name, streaming, data_dir=source.folder)
-        return _load_folder(source, split, image_column, caption_column, streaming)
+    place = Path(source.name or source.folder or "")
+    if any((place / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        rows = _load_saved(source, place, split)
+        return _to_stream(rows) if streaming else rows
+    if source.folder is not None and source.name in (None, "imagefolder", "webdataset"):
+        return _load_folder(source, source.folder, split, image_column, caption_column, streaming)
+    return _load(source, split, str(source.name), streaming, data_dir=source.folder)
 
 
-def first_row(rows: datasets.IterableDataset, source: Source) -> dict[str, Any]:
+def first_row(rows: Rows, source: Source) -> dict[str, Any]:
     """The first row of a stream. Raises: DataError: it cannot be read, or there is none."""
     with _one_line_errors(source):
         row = next(iter(rows), None)
@@ -98,9 +99,13 @@ def first_row(rows: datasets.IterableDataset, source: Source) -> dict[str, Any]:
     return row
 
 
-def _load_folder(source: Source, split: str, image_column: str, caption_column: str, streaming: bool) -> Rows:
+def _load_folder(
+    source: Source, folder: str, split: str, image_column: str, caption_column: str, streaming: bool
+) -> Rows:
     # The loader is only asked which files there are and which split they belong to.
-    found = datasets.load_dataset_builder("imagefolder", data_dir=source.folder).config.data_files
+    with _one_line_errors(source):
+        builder = datasets.load_dataset_builder("imagefolder", data_dir=folder, cache_dir=source.cache_dir)
+    found = {str(name): paths for name, paths in (builder.config.data_files or {}).items()}
     files = [str(path) for path in _choose(found, split, source)]
     endings = {os.path.splitext(path)[1].lower() for path in files}
     has_images = any(is_image(path) for path in files)
@@ -110,30 +115,32 @@ def _load_folder(source: Source, split: str, image_column: str, caption_column: 
             raise DataError(f"{source}: there are no .tar files in it; name the folder of the shards")
         return _load(source, split, "webdataset", streaming, data_files={split: shards})
     if ".zip" in endings:
-        return _load(source, split, "imagefolder", streaming, data_dir=source.folder)
+        return _load(source, split, "imagefolder", streaming, data_dir=folder)
     rows = read_image_folder(files, image_column, caption_column, str(source))
     return _to_stream(rows) if streaming else rows
 
 
 def _load(source: Source, split: str, name: str, streaming: bool, **places: Any) -> Rows:
-    splits = datasets.load_dataset(
-        name,
-        source.config,
-        cache_dir=source.cache_dir,
-        streaming=streaming,
-        revision=None if source.is_local else source.revision,
-        **places,
-    )
+    with _one_line_errors(source):
+        splits = datasets.load_dataset(
+            name,
+            source.config,
+            cache_dir=source.cache_dir,
+            streaming=streaming,
+            revision=None if source.is_local else source.revision,
+            **places,
+        )
     return _choose(splits, split, source)
 
 
-def _load_saved(source: Source, folder: str, split: str) -> datasets.Dataset:
-    saved = datasets.load_from_disk(folder)
-    splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+def _load_saved(source: Source, folder: Path, split: str) -> datasets.Dataset:
+    with _one_line_errors(source):
+        saved = datasets.load_from_disk(str(folder))
+    splits: Mapping[Any, Any] = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
     return _choose(splits, split, source).with_format(None)
 
 
-def _choose(splits: dict[str, Any], split: str, source: Source) -> Any:
+def _choose(splits: Mapping[Any, Any], split: str, source: Source) -> Any:
     if split not in splits:
         names = [str(name) for name in splits]
         raise DataError(
@@ -158,11 +165,11 @@ def _one_line_errors(source: Source) -> Iterator[None]:
         raise
     except EmptyDatasetError as error:
         raise DataError(f"{source}: there are no files in it; put images and a metadata.jsonl there") from error
-    except datasets.exceptions.DataFilesNotFoundError as error:
+    except DataFilesNotFoundError as error:
         raise DataError(
             f"{source}: there are no files that datasets can read; a folder of images is passed as --train_data_dir"
         ) from error
-    except datasets.exceptions.DatasetNotFoundError as error:
+    except DatasetNotFoundError as error:
         raise DataError(
             f"{source}: there is no such data set ({reason(error)}); check the name, and log in with `hf auth login` "
             "if it is private or gated"
