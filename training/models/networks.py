@@ -221,5 +221,6 @@ def make_losses(
         distillation_space=args.distillation_space,
         r1_gamma=args.r1_gamma,
         reconstruct_real=args.reconstruct_real,
+        student_timesteps=args.student_timesteps,
         autocast=accelerator.autocast,
     )
