@@ -1,11 +1,11 @@
-"""One iteration of ADD in the paper's names. This file only computes losses; `training.loop` owns every update.
+"""The losses of one iteration of ADD in the paper's names. The training loop owns backward passes and updates.
 
 Shapes: B samples, images `(B, 3, H, W)` in [-1, 1], latents `(B, 4, H/8, W/8)`, features of K taps `(B, C, N)`.
 Where only a `decode_window` of each image is decoded, P is its side in pixels and images are `(B, 3, P, P)`; otherwise
 P stands for H and W.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from discriminator import Discriminator
+from distillation.diagnostics import accuracy_by_timestep, gradient_norms
 from distillation.latents import LatentSpace, Window
 from distillation.noise import SampleNoise
 from distillation.objectives import (
@@ -20,7 +21,7 @@ from distillation.objectives import (
     distillation_weight,
     hinge_discriminator_loss,
     hinge_generator_loss,
-    r1_penalty,
+    r1_penalties,
 )
 from distillation.schedule import NoiseSchedule
 from distillation.student import Condition, diffuse_student, student_sample
@@ -97,6 +98,7 @@ class Losses:
         discriminator: frozen F with its heads, or None for distillation alone.
         heads: the trainable heads of `discriminator` (wrapped for distribution), or None.
         reconstruct_real: whether D's real images are decode(z0) instead of x0.
+        student_timesteps: T_student, by which the discriminator's accuracy is reported; empty for no such figures.
         autocast: makes the context of mixed precision.
     """
 
@@ -113,6 +115,7 @@ class Losses:
     distillation_space: str = "pixel"
     r1_gamma: float = 1e-5
     reconstruct_real: bool = False
+    student_timesteps: Sequence[int] = ()
     autocast: Callable[[], AbstractContextManager] = nullcontext
 
     def sample(self, batch: Batch) -> StudentSample:
@@ -154,11 +157,14 @@ class Losses:
         fake = tuple(f.detach() for f in sample.fake)
         logits_real, logits_fake = self.discriminator.logits(self.heads, real, fake, batch.c)
         hinge = hinge_discriminator_loss(logits_real, logits_fake)
-        r1 = r1_penalty(logits_real, real) if self.r1_gamma > 0 else hinge.new_zeros(())
+        r1 = self.r1_gamma * (r1_penalties(logits_real, real) if self.r1_gamma > 0 else hinge.new_zeros(len(real)))
+        right = accuracy_by_timestep(logits_fake, False, batch.noise.s, self.student_timesteps)
         return {
-            "total": hinge + self.r1_gamma * r1,
+            "total": hinge + r1.sum(),
             "loss/discriminator": hinge,
-            "loss/r1": self.r1_gamma * r1,
+            "loss/r1": r1.sum(),
+            **{f"discriminator/r1_tap_{k}": value for k, value in enumerate(r1)},
+            **{f"discriminator/accuracy_fake_s{s}": value for s, value in right.items()},
             "discriminator/accuracy_real": (logits_real > 0).float().mean(),
             "discriminator/accuracy_fake": (logits_fake < 0).float().mean(),
             "discriminator/logits_real": logits_real.mean(),
@@ -177,6 +183,34 @@ class Losses:
             losses["loss/distillation"] = self.distillation(batch, sample)
             total = total + self.distillation_weight * losses["loss/distillation"]
         return {"total": total, "loss/student": total, **losses}
+
+    def gradient_norms(
+        self, sample: StudentSample, losses: dict[str, Tensor], scale: float | Tensor = 1.0
+    ) -> dict[str, Tensor]:
+        """How strongly the two losses of the student pull at x^_theta, to choose their weights by.
+
+        The gradients are taken where both losses meet: at the pixels for distillation in pixels, else at the latent,
+        which costs a backward pass through the decoder. The UNet's backward pass is not run.
+
+        Args:
+            sample: that `losses` were computed from.
+            losses: of `student_losses`, before their backward pass.
+            scale: as in `diagnostics.gradient_norms`.
+
+        Returns:
+            Norms of the gradients of the weighted losses and `gradient_at_sample/ratio`, adversarial over
+            distillation. Empty where one of the two losses is off.
+        """
+        if self.discriminator is None or self.teacher is None:
+            return {}
+        weighted = {
+            "adversarial": self.adversarial_weight * losses["loss/adversarial"],
+            "distillation": self.distillation_weight * losses["loss/distillation"],
+        }
+        at = sample.x if self.distillation_space == "pixel" else sample.z
+        norms = gradient_norms(weighted, at, scale)
+        norms["ratio"] = norms["adversarial"] / norms["distillation"]
+        return {f"gradient_at_sample/{name}": norm for name, norm in norms.items()}
 
     def distillation(self, batch: Batch, sample: StudentSample) -> Tensor:
         """Eq. 4, before lambda. A teacher in another latent space sees the student's pixels through its own encoder."""

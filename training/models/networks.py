@@ -233,5 +233,6 @@ def make_losses(
         distillation_space=options.method.distillation_space,
         r1_gamma=options.discriminator.r1_gamma,
         reconstruct_real=options.discriminator.reconstruct_real,
+        student_timesteps=options.method.student_timesteps,
         autocast=accelerator.autocast,
     )
