@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distillation.diagnostics import accuracy_by_timestep, gradient_norms
-from tests.trainers import make_batches, make_trainer
+from tests.runs import make_batches, prepare_run
 
 
 def test_gradient_norms_are_those_of_the_whole_backward_and_leave_the_graph():
@@ -42,13 +42,13 @@ def test_losses_report_how_strongly_each_pulls_at_the_sample(world, tmp_path, sp
     ratios = []
     for weight in (2.5, 5.0):
         flags = ("--distillation_space", space, "--distillation_weight", weight)
-        trainer = make_trainer(world, tmp_path / "out", *flags)
-        batch = make_batches(trainer)[0]
-        sample = trainer.losses.sample(batch)
-        losses = trainer.losses.student_losses(batch, sample)
-        trainer.state.student.conv_out.register_full_backward_hook(lambda *_: pytest.fail("the UNet ran backward"))
-        values = trainer.losses.gradient_norms(sample, losses, scale=4.0)
-        assert all(p.grad is None for p in trainer.state.student.parameters())
+        prepared = prepare_run(world, tmp_path / "out", *flags)
+        batch = make_batches(prepared)[0]
+        sample = prepared.players.losses.sample(batch)
+        losses = prepared.players.losses.student_losses(batch, sample)
+        prepared.players.student.conv_out.register_full_backward_hook(lambda *_: pytest.fail("the UNet ran backward"))
+        values = prepared.players.losses.gradient_norms(sample, losses, scale=4.0)
+        assert all(p.grad is None for p in prepared.players.student.parameters())
         ratios.append(values["gradient_at_sample/ratio"].item())
     at = sample.x if space == "pixel" else sample.z
     (expected,) = torch.autograd.grad(5.0 * losses["loss/distillation"], at, retain_graph=True)
@@ -58,9 +58,9 @@ def test_losses_report_how_strongly_each_pulls_at_the_sample(world, tmp_path, sp
 
 
 def test_discriminator_reports_each_tap_and_timestep(world, tmp_path):
-    trainer = make_trainer(world, tmp_path / "out", "--r1_gamma", 0.5)
-    batch = make_batches(trainer)[0]
-    values = trainer.losses.discriminator_losses(batch, trainer.losses.sample(batch))
+    prepared = prepare_run(world, tmp_path / "out", "--r1_gamma", 0.5)
+    batch = make_batches(prepared)[0]
+    values = prepared.players.losses.discriminator_losses(batch, prepared.players.losses.sample(batch))
     taps = [values[f"discriminator/r1_tap_{k}"].item() for k in range(5)]
     assert min(taps) > 0
     assert sum(taps) == pytest.approx(values["loss/r1"].item())

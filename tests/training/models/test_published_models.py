@@ -19,10 +19,10 @@ from transformers import (
 from discriminator import FeatureNetwork, ImageCondition, TextCondition
 from discriminator.pretrained import clip_text_config
 from examples.tiny.models import make_tokenizer
+from tests.runs import options_of
 from tests.tiny_world import CAPTIONS
 from tests.training.models.published import BASES, CLIP_G, DINOV2_LARGE, DINOV2_SMALL
 from training.models.families import StableDiffusion, StableDiffusionXL, open_families
-from training.options.arguments import make_parser
 from training.options.derived import make_schedules
 
 CPU = torch.device("cpu")
@@ -103,14 +103,14 @@ def test_bases_load_and_run(tmp_path, name):
     """All parts by the training's own loaders; then one prediction of the UNet from an encoded caption."""
     base = BASES[name]
     write_base(tmp_path / "base", base)
-    args = make_parser("test").parse_args(["--pretrained_teacher_model", str(tmp_path / "base")])
+    options = options_of("--pretrained_teacher_model", tmp_path / "base")
     kind = StableDiffusionXL if base["class"] == "StableDiffusionXLPipeline" else StableDiffusion
-    family, _ = open_families(args, kind)
+    family, _ = open_families(options, kind)
     family.load_text_encoders(torch.float32, CPU)
     family.load_vae(torch.float32, CPU)
     unet = family.load_unet(torch.float32, CPU)
 
-    student, teacher = make_schedules(args, family.scheduler, family.scheduler)
+    student, teacher = make_schedules(options, family.scheduler, family.scheduler)
     assert student.prediction_type == teacher.prediction_type == base["prediction_type"]
     # sqrt(alphas_cumprod) at the last index: 0.0683 by the published betas, 0 where the student's is rescaled.
     assert teacher.alphas[-1].item() == pytest.approx(0.06826, abs=1e-5)

@@ -5,7 +5,7 @@ import json
 import pytest
 from diffusers import StableDiffusionPipeline
 
-from tests.trainers import run
+from tests.runs import run
 from training.publishing.published_folder import published_files
 from training.publishing.replacement import READY
 from training.publishing.verification import FILES, read_files
