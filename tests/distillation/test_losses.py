@@ -157,7 +157,7 @@ def test_accumulated_batch_is_the_same_batch(world, tmp_path, monkeypatch):
             [p.detach().clone() for m in (prepared.players.student, prepared.players.heads) for p in m.parameters()]
         )
     start = prepare_run(world, tmp_path / "out", *extra)
-    initial = [p.detach() for m in (start.state.student, start.state.heads) for p in m.parameters()]
+    initial = [p.detach() for m in (start.players.student, start.players.heads) for p in m.parameters()]
     moved = torch.cat([(a - i).flatten() for a, i in zip(results[0], initial)])
     difference = torch.cat([(a - b).flatten() for a, b in zip(*results)])
     # Adam divides by the gradient's size, so the few weights with a vanishing gradient may differ by a step.
