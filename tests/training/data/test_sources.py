@@ -84,6 +84,7 @@ def test_saved_to_disk(tmp_path, flag, streaming):
     for name in ("one", "two"):
         loaded = load_image_text_dataset(**{flag: str(tmp_path / name)}, streaming=streaming)
         assert read(loaded) == [(0, "a"), (1, "b"), (2, "c")]
+        assert type(next(iter(loaded))["text"]) is str
     assert read(load_image_text_dataset(**{flag: str(tmp_path / "two")}, split="test")) == [(2, "c")]
     with pytest.raises(DataError, match=r"--dataset_split test: .*only: train; pass --dataset_split train$"):
         load_image_text_dataset(**{flag: str(tmp_path / "one")}, split="test")
