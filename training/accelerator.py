@@ -1,4 +1,4 @@
-"""What stands before the first iteration: processes and precision, and what is said about the run."""
+"""Makes the run's accelerator (processes, precision, logs) and describes the resolved configuration."""
 
 import argparse
 import logging

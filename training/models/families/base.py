@@ -15,10 +15,10 @@ from training.models.sources import loading
 
 
 class Family:
-    """A text-to-image repo in diffusers' layout: its scheduler's config at once, its weights part by part.
+    """A text-to-image repo in diffusers' layout. Reads the scheduler's config at once, and weights part by part.
 
-    The parts load apart, because a run needs them apart: a teacher in the student's latent space needs no autoencoder
-    of its own, cached captions no text encoder. Everything loaded is frozen and in eval mode.
+    The parts are loaded separately, because a run does not always need all of them: with cached captions, for
+    instance, the text encoders leave the device. Everything that is loaded is frozen and in eval mode.
 
     Attributes:
         scheduler: for its betas and prediction type only.
@@ -110,7 +110,7 @@ class Family:
                 setattr(self, part, load_frozen(kind, self.name, dtype=dtype, **where).to(device))
 
     def move_text_encoders(self, device: torch.device) -> None:
-        """To main memory while cached captions take their place, and back when someone types a prompt."""
+        """Move the text encoders: to the CPU while captions are read from the cache, and back to validate."""
         for part in self.text_encoders:
             getattr(self, part).to(device)
 
