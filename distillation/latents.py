@@ -1,4 +1,4 @@
-"""A latent space: the autoencoder around it, its scaling, and decoding no more of an image than a loss will see."""
+"""A latent space: its autoencoder, its scaling, and decoding only the part of an image that the losses use."""
 
 from dataclasses import dataclass
 
@@ -37,9 +37,9 @@ class LatentSpace:
     Attributes:
         vae: frozen; encodes, and decodes unless there is a `decoder`.
         decoder: a small stand-in for the decoder of the same space (TAESD), or None.
-        halo: latents decoded around a window and thrown away, so that pixels at its border have seen what surrounds
-            them. A decoder's attention and group norms see the whole image, so no finite halo makes the window equal
-            to that of a full decode; it comes nearer with each.
+        halo: latents decoded around a window and thrown away, so that pixels at its border are decoded with their
+            surroundings. A decoder's attention and group norms cover the whole image, so the window of a full decode
+            is approached with a larger halo, but never reached.
     """
 
     vae: AutoencoderKL

@@ -56,7 +56,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class StudentSample:
-    """x^_theta, and what the discriminator's feature network makes of it and of x0.
+    """x^_theta, and the discriminator's features of it and of x0.
 
     Attributes:
         z: latent.
@@ -138,8 +138,8 @@ class Losses:
     def real_images(self, batch: Batch, z0: Tensor) -> Tensor:
         """What D is shown as real, `(B, 3, P, P)`: x0, or what the decoder makes of its latent `z0`.
 
-        The student's samples bear the decoder's traces, and no weight of the student can take them away. Where they
-        are easy to see, D learns them and nothing else, and with z0 decoded too it has to look at the content.
+        The decoder leaves traces in the student's samples that no weight of the student can remove. Where they are
+        easy to see, D learns these traces and little else; where z0 is decoded too, it has to learn the content.
         """
         if self.reconstruct_real:
             return self.latents.decode(z0, batch.decode_window)

@@ -1,6 +1,7 @@
 """The processes of a run, their precision, trackers and logs."""
 
 import logging
+import sys
 from pathlib import Path
 
 import diffusers
@@ -34,6 +35,8 @@ def make_accelerator(options: Options) -> Accelerator:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level)
     for library in (transformers.utils.logging, diffusers.utils.logging):
         library.set_verbosity(logging.WARNING if level == logging.INFO else logging.ERROR)
+        if not sys.stderr.isatty():  # in a file each redrawing of a bar would be a line
+            library.disable_progress_bar()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # It reports a missing CPU kernel at import, in every run, although 4-bit weights also work without that kernel.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)

@@ -116,9 +116,10 @@ class Updater:
         skipped = (~torch.isfinite(norm)).float()
         self._guarded_step(skipped)
         self.figures = {"clipped": (norm > self.max_grad_norm).float()}
-        if self.accelerator.scaler is not None:
+        scaler = self.accelerator.scaler
+        if scaler is not None:
             is_fault = (~torch.isfinite(poison)).float()
-            self._update_scale(skipped * (1 - is_fault))
+            self._update_scale(scaler, skipped * (1 - is_fault))
             skipped = is_fault
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -133,8 +134,7 @@ class Updater:
         elif not skipped.item():  # 8-bit Adam has no such input: this is the one place that waits for the device
             optimizer.step()
 
-    def _update_scale(self, overflowed: Tensor) -> None:
-        scaler = self.accelerator.scaler
+    def _update_scale(self, scaler: torch.amp.GradScaler, overflowed: Tensor) -> None:
         scaler.update()
         self.overflows_in_a_row = (self.overflows_in_a_row + overflowed) * overflowed
         self.longest_overflow = torch.maximum(

@@ -80,8 +80,7 @@ class Validator:
         if teacher is None:
             return {}
         scheduler = DPMSolverMultistepScheduler.from_config(run.teacher_family.scheduler.config)
-        few_step = run.teacher_family.pipeline(teacher, scheduler)
-        pipeline = few_step._stock_class.from_pipe(few_step)
+        pipeline = run.teacher_family.stock_pipeline(teacher, scheduler)
         is_shared = teacher is run.players.student
         with adapter_disabled(teacher) if is_shared else nullcontext():
             return {f"teacher, {TEACHER_STEPS} steps": self._draw(pipeline, TEACHER_STEPS, TEACHER_GUIDANCE)}

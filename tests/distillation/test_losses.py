@@ -126,7 +126,7 @@ def test_reconstructed_real_images_have_been_through_the_autoencoder(world, tmp_
     assert all(torch.equal(a, b) for a, b in zip(sample.real, expected))
     assert not any(f.requires_grad for f in sample.real)
     plain = prepare_run(world, tmp_path / "out", *flags)
-    assert not any(torch.equal(a, b) for a, b in zip(plain.losses.sample(batch).real, expected))
+    assert not any(torch.equal(a, b) for a, b in zip(plain.players.losses.sample(batch).real, expected))
 
 
 def test_student_is_judged_by_the_updated_discriminator(world, tmp_path):

@@ -14,8 +14,8 @@ from torch import nn
 
 from training.options.models import LoraOptions
 
-# Every linear map and convolution of the UNet that LCM-LoRA adapts too: one step asks more of a student than a new
-# subject does, for which attention alone would be enough.
+# Every linear map and convolution of the UNet that LCM-LoRA adapts too: sampling in one step changes more of the
+# network than learning a new subject does, for which attention alone suffices.
 DEFAULT_TARGET_MODULES = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
     "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",

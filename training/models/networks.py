@@ -1,7 +1,7 @@
-"""The networks of a run: who is loaded, in which precision, and who shares memory with whom."""
+"""The networks of a run: which are loaded, in which precision, and which are shared."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,7 @@ QUANTIZED = ("8bit", "4bit")
 
 @dataclass
 class Networks:
-    """Student and teacher with what surrounds them.
+    """Student and teacher with their latent spaces.
 
     Attributes:
         student: trainable, or with trainable adapters.
@@ -149,7 +149,7 @@ def _in_own_precision(unet: UNet2DConditionModel) -> Callable:
     """`unet` as a callable that computes in the precision of its weights, whatever the run's is."""
 
     def cast(condition: Condition) -> Condition:
-        return {k: cast(v) if isinstance(v, dict) else v.to(unet.dtype) for k, v in condition.items()}
+        return {k: cast(v) if isinstance(v, Mapping) else v.to(unet.dtype) for k, v in condition.items()}
 
     def call(x_t: torch.Tensor, t: torch.Tensor, **condition):
         with torch.autocast(x_t.device.type, enabled=False):

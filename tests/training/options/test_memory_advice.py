@@ -91,7 +91,7 @@ def test_teacher_precision_is_the_teachers_alone(world, tmp_path, precision):
     assert low.networks.student.dtype == torch.float32
     assert bytes_of(low.networks.teacher) < 0.75 * bytes_of(whole.networks.teacher)
     batch = make_batches(whole)[0]
-    sample = whole.losses.sample(batch)
+    sample = whole.players.losses.sample(batch)
     a, b = (prepared.players.losses.distillation(batch, sample).item() for prepared in (whole, low))
     assert a != b
     assert abs(a - b) < 0.1 * a

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
@@ -15,10 +16,10 @@ from training.models.sources import loading
 
 
 class Family:
-    """A text-to-image repo in diffusers' layout: its scheduler's config at once, its weights part by part.
+    """A text-to-image repo in diffusers' layout. Reads the scheduler's config at once, and weights part by part.
 
-    The parts load apart, because a run needs them apart: a teacher in the student's latent space needs no autoencoder
-    of its own, cached captions no text encoder. Everything loaded is frozen and in eval mode.
+    The parts are loaded separately, because a run does not always need all of them: with cached captions, for
+    instance, the text encoders leave the device. Everything that is loaded is frozen and in eval mode.
 
     Attributes:
         scheduler: for its betas and prediction type only.
@@ -110,7 +111,7 @@ class Family:
                 setattr(self, part, load_frozen(kind, self.name, dtype=dtype, **where).to(device))
 
     def move_text_encoders(self, device: torch.device) -> None:
-        """To main memory while cached captions take their place, and back when someone types a prompt."""
+        """Move the text encoders: to the CPU while captions are read from the cache, and back to validate."""
         for part in self.text_encoders:
             getattr(self, part).to(device)
 
@@ -166,6 +167,14 @@ class Family:
         """
         raise NotImplementedError
 
-    def pipeline(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> DiffusionPipeline:
-        """The few-step pipeline around `unet`; the other components are shared, not copied."""
+    def components(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> dict[str, Any]:
+        """The arguments of the family's pipelines around `unet`. Networks are shared, not copied."""
         raise NotImplementedError
+
+    def pipeline(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> DiffusionPipeline:
+        """The few-step pipeline around `unet`, for a student."""
+        return self.pipeline_class(**self.components(unet, scheduler))
+
+    def stock_pipeline(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> DiffusionPipeline:
+        """The stock pipeline around `unet`, for a teacher."""
+        return getattr(diffusers, self.stock_class)(**self.components(unet, scheduler))
