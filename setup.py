@@ -1,4 +1,4 @@
-"""The list of packages, which pyproject.toml has no words for: each folder of ROOMS becomes `add_diffusers.<folder>`."""
+"""The list of packages: each folder of ROOMS becomes `add_diffusers.<folder>`. Everything else is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 

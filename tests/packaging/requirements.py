@@ -11,7 +11,7 @@ else:
 
 ROOT = Path(__file__).parents[2]
 HEADER = """\
-# Written by `make requirements` from pyproject.toml, which has the one list of dependencies and says why they are capped.
+# Written by `make requirements` from pyproject.toml, which has the list of dependencies and says why some are capped.
 # The versions that are tested together are in constraints.txt:
 #   pip install -r requirements.txt -c constraints.txt
 # On a GPU, install the torch build for your CUDA version first. Evaluation, the live page, xformers and the tests need

@@ -1,4 +1,4 @@
-"""The one list of dependencies: what is derived from it is up to date, what is imported is in it, what is private capped."""
+"""The list of dependencies: files derived from it are up to date, imports are listed, uses of private names capped."""
 
 import ast
 import re
@@ -16,7 +16,8 @@ from tests.packaging.requirements import ROOT, read_project, requirements_text
 PROJECT = read_project()
 REQUIREMENTS = {
     canonicalize_name(requirement.name): requirement
-    for line in [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]
+    for lines in [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    for line in lines
     if canonicalize_name((requirement := Requirement(line)).name) != PROJECT["name"]
 }
 OURS = {"add_diffusers", "benchmarks", "discriminator", "distillation", "evaluation", "examples", "pipelines"}
@@ -99,9 +100,8 @@ def own_names(tree):
             yield node.name
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
-            if isinstance(node.ctx, ast.Store):
-                yield node.attr
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            yield node.attr
 
 
 def used_names(tree):
