@@ -1,11 +1,21 @@
 """Sampling: the pipelines for ADD students and the stock scheduler they are published with."""
 
-from pipelines.few_step import DEFAULT_STUDENT_TIMESTEPS, spread_timesteps
-from pipelines.pipeline_add import ADDPipeline
-from pipelines.pipeline_add_sdxl import ADDXLPipeline
-from pipelines.schedulers import student_scheduler
+from diffusers.pipelines import auto_pipeline
 
-# `ADDPipeline.from_pretrained` loads a student of either family; a class that names its family loads that one alone.
+from .pipeline_add import ADDPipeline
+from .pipeline_add_sdxl import ADDXLPipeline
+from .schedulers import student_scheduler
+from .timesteps import DEFAULT_STUDENT_TIMESTEPS, spread_timesteps
+
+# `ADDPipeline.from_pretrained` loads a student of either family; a class that names its family loads only that one.
 ADDPipeline._other_families = {ADDXLPipeline._stock_class.__name__: ADDXLPipeline}
+
+# `AutoPipelineFor...from_pipe` looks up the name of a pipeline's class in these three tables and ignores inheritance;
+# diffusers has no function to register a class. Each of our classes makes all three kinds of call, so it is its own
+# counterpart. Entries are only added: `from_pretrained` still goes by the stock class in a model_index.json.
+for _name, _class in {"add": ADDPipeline, "add-xl": ADDXLPipeline}.items():
+    auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING[_name] = _class
+    auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING[_name] = _class
+    auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING[_name] = _class
 
 __all__ = ["DEFAULT_STUDENT_TIMESTEPS", "ADDPipeline", "ADDXLPipeline", "spread_timesteps", "student_scheduler"]

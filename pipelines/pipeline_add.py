@@ -1,8 +1,9 @@
 """Sampling students of Adversarial Diffusion Distillation (ADD) in Stable Diffusion's layout, in 1 to N steps.
 
-Published, with the text of `few_step.py` and `optimize.py` in it, as `pipeline.py` at the root of every student's
-repository, beside a `model_index.json` that names the stock class. A repository therefore loads in plain diffusers,
-here, or as `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`.
+Published, together with the modules that it imports from this folder, as the single file `pipeline.py` in the root of
+every student's repository, next to a `model_index.json` that names the stock class. So a repository can be loaded with
+plain diffusers, with this class, or as remote code:
+`DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,19 +15,19 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
-from pipelines.few_step import FewStepMixin, whole_source
-from pipelines.optimize import OptimizeMixin
+from .few_step import FewStepMixin
+from .optimize import OptimizeMixin
+from .saving import SavingMixin, whole_source
 
 
-class ADDPipeline(FewStepMixin, OptimizeMixin, StableDiffusionPipeline):
+class ADDPipeline(FewStepMixin, OptimizeMixin, SavingMixin, StableDiffusionPipeline):
     """Text-to-image, image-to-image and inpainting by an ADD student of Stable Diffusion; see `FewStepMixin`."""
 
     _stock_class = StableDiffusionPipeline
     _image_class = StableDiffusionImg2ImgPipeline
     _inpaint_class = StableDiffusionInpaintPipeline
     _addition_embed_type = None
-    # Read at import, and kept by the class: as remote code this file lies in a cache which the next repository's
-    # `pipeline.py` overwrites, module and all.
+    # Read at import: as remote code this file is in a cache, where the next repository's `pipeline.py` overwrites it.
     _source = whole_source(__file__)
 
     @torch.no_grad()
@@ -35,7 +36,7 @@ class ADDPipeline(FewStepMixin, OptimizeMixin, StableDiffusionPipeline):
         prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 1,
+        num_inference_steps: int | None = None,
         timesteps: list[int] | None = None,
         guidance_scale: float = 0.0,
         negative_prompt: str | list[str] | None = None,
@@ -60,16 +61,18 @@ class ADDPipeline(FewStepMixin, OptimizeMixin, StableDiffusionPipeline):
         padding_mask_crop: int | None = None,
         strength: float | None = None,
     ) -> StableDiffusionPipelineOutput | tuple:
-        """Sample images for `prompt`; given `image`, images like it; given `mask_image` too, in the mask alone.
+        """Sample images for `prompt`: from noise, from `image`, or only where `mask_image` is white.
 
         Arguments mean what they mean in `StableDiffusionPipeline`, `StableDiffusionImg2ImgPipeline` and
-        `StableDiffusionInpaintPipeline`; what is particular to students stands in `FewStepMixin`.
+        `StableDiffusionInpaintPipeline`; those that differ for
+        students are described in `FewStepMixin`.
 
         Returns:
             `StableDiffusionPipelineOutput`, or the tuple (images, nsfw flags) with `return_dict=False`.
 
         Raises:
-            ValueError: for steps or timesteps the student does not know, a strength that leaves no step, an argument
-                that the kind of call does not take, and a scheduler that cannot take the timesteps.
+            ValueError: for steps or timesteps that the student was not trained for, a strength that is out of range or
+                leaves no step, an argument that this kind of call does not take, or a scheduler that cannot visit the
+                timesteps.
         """
         return self._sample(locals())

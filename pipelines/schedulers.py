@@ -5,7 +5,7 @@ from typing import Any
 
 from diffusers import DDPMScheduler
 
-from pipelines.few_step import DEFAULT_STUDENT_TIMESTEPS
+from .timesteps import DEFAULT_STUDENT_TIMESTEPS
 
 _NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 

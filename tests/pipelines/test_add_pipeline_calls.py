@@ -153,20 +153,28 @@ def test_a_teachers_scheduler_is_refused_with_the_mend(make_pipeline, cls, steps
     [
         ({"num_inference_steps": 0}, r"num_inference_steps=0 .*Use 1 to 4"),
         ({"num_inference_steps": 5}, r"num_inference_steps=5 .*\[249, 499, 749, 999\].*Use 1 to 4"),
-        ({"timesteps": [999, 500]}, r"timesteps=\[999, 500\] must be a descending choice of the student's \(249"),
+        ({"timesteps": [999, 500]}, r"timesteps=\[999, 500\] must be a descending selection of the student's \(249"),
         ({"timesteps": [499, 999]}, "descending"),
         ({"timesteps": []}, r"timesteps=\[\] must be"),
         ({"timesteps": [749, 499]}, "must start at 999 without image"),
         ({"strength": 0.5}, "strength=0.5 has no meaning without image"),
-        ({"image": picture()}, r"strength=0.8 with num_inference_steps=1 .*at least 1.0"),
+        ({"image": picture(), "num_inference_steps": 1}, r"strength=0.8 with num_inference_steps=1 .*at least 1.0"),
+        ({"image": picture(), "strength": 0.2}, r"strength=0.2 with num_inference_steps=4 .*at least 0.25"),
+        ({"image": picture(), "strength": 1.2}, r"strength=1.2 is out of range: it must be in \(0, 1\]"),
         ({"image": picture(), "strength": 0.3, "num_inference_steps": 3}, r"strength=0.3 .*strength of at least 0.34"),
         ({"image": picture(), "strength": 0.0, "num_inference_steps": 4}, r"strength=0.0 .*\(0, 1\]"),
         ({"image": picture(), "strength": 1.5, "num_inference_steps": 4}, r"strength=1.5 .*\(0, 1\]"),
-        ({"image": picture(), "strength": 1.0, "height": 32, "width": 32}, "height, width cannot go with image"),
-        ({"image": picture(), "strength": 1.0, "latents": torch.zeros(1, 4, 8, 8)}, "latents cannot go with image"),
+        (
+            {"image": picture(), "strength": 1.0, "height": 32, "width": 32},
+            "height, width cannot be combined",
+        ),
+        (
+            {"image": picture(), "strength": 1.0, "latents": torch.zeros(1, 4, 8, 8)},
+            "latents cannot be combined with",
+        ),
         ({"mask_image": picture()[:, :1]}, "mask_image has no meaning without image. Pass image"),
         ({"image": picture(), "padding_mask_crop": 2}, "padding_mask_crop=2 has no meaning without mask_image"),
-        ({"image": picture(), "mask_image": picture()[:, :1], "strength": 0.5}, r"strength=0.5 .*at least 1.0"),
+        ({"image": picture(), "mask_image": picture()[:, :1], "strength": 0.1}, r"strength=0.1 .*at least 0.25"),
         ({"prompt": None}, "Provide either `prompt` or `prompt_embeds`"),
     ],
 )
@@ -196,5 +204,22 @@ def test_arguments_that_a_family_lacks(family, make_pipeline, kind):
     if family is SDXL:
         pipe("a seven", guidance_rescale=0.7, **arguments)
     else:
-        with pytest.raises(ValueError, match=f"guidance_rescale cannot go with {kind}, as in StableDiffusionI"):
+        with pytest.raises(ValueError, match=f"guidance_rescale cannot .* with {kind}, as in StableDiff"):
             pipe("a seven", guidance_rescale=0.7, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("strength", "mask", "visited"),
+    [(None, False, [499]), (None, True, [999]), (0.5, False, [499]), (0.3, True, [249]), (1.0, False, [999])],
+)
+def test_an_image_needs_no_number_of_steps(make_pipeline, strength, mask, visited):
+    """Without num_inference_steps, the fewest are taken of which strength leaves one."""
+    seen = []
+
+    def note(_, step, t, kwargs):
+        seen.append(int(t))
+        return kwargs
+
+    arguments = {"image": picture(), "mask_image": picture()[:, :1] if mask else None, "strength": strength}
+    make_pipeline()("a seven", callback_on_step_end=note, **arguments)
+    assert seen == visited

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
+)
 from diffusers.utils import dynamic_modules_utils
 from safetensors.torch import save_file
 
@@ -85,6 +90,29 @@ def test_from_pipe_both_ways(family, make_pipeline, kind):
     ours.set_progress_bar_config(disable=True)
     expected = make_pipeline(student_timesteps=TURBO)("a seven", generator=seeded(), output_type="latent").images
     assert torch.equal(ours("a seven", generator=seeded(), output_type="latent").images, expected)
+
+
+@pytest.mark.parametrize(
+    ("auto", "kind"),
+    [
+        (AutoPipelineForText2Image, "text"),
+        (AutoPipelineForImage2Image, "image"),
+        (AutoPipelineForInpainting, "inpaint"),
+    ],
+)
+def test_auto_pipelines_from_pipe(family, make_pipeline, auto, kind):
+    """`from_pipe` gives our class with the same components, and draws the same image; stock pipelines are as before."""
+    pipe = make_pipeline(student_timesteps=TURBO)
+    found = auto.from_pipe(pipe)
+    found.set_progress_bar_config(disable=True)
+    assert type(found) is family.ours
+    assert found.components.keys() == pipe.components.keys()
+    assert all(component is pipe.components[name] for name, component in found.components.items())
+    arguments = {} if kind == "text" else {"image": torch.rand(1, 3, 32, 32, generator=seeded())}
+    arguments |= {"mask_image": torch.ones(1, 1, 32, 32)} if kind == "inpaint" else {}
+    images = [p("a seven", generator=seeded(), output_type="latent", **arguments).images for p in (found, pipe)]
+    assert torch.equal(*images)
+    assert type(auto.from_pipe(make_pipeline("text"))) is family.stock[kind]
 
 
 def test_from_pipe_of_image_to_image_publishes_the_layout(family, make_pipeline, tmp_path):

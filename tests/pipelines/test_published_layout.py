@@ -25,9 +25,9 @@ from diffusers import (
 from diffusers.utils import dynamic_modules_utils
 from huggingface_hub import ModelCard
 
-import pipelines.few_step
-import pipelines.optimize
+import pipelines
 from pipelines import ADDPipeline
+from pipelines.saving import whole_source
 
 
 def digests(folder) -> dict[str, str]:
@@ -82,12 +82,62 @@ def test_layout(family, repo):
 
 
 def test_published_file_is_the_family_with_the_shared_text(family, repo):
-    """Two lines of the family's file become the whole of few_step.py and optimize.py; nothing else changes."""
-    expected = Path(family.module.__file__).read_text()
-    lines = [line for line in expected.splitlines(keepends=True) if line.startswith("from pipelines")]
-    for line, module in zip(lines, (pipelines.few_step, pipelines.optimize), strict=True):
-        expected = expected.replace(line, Path(module.__file__).read_text())
+    """Each line that imports from a module next to it becomes that module, once; nothing else changes."""
+    folder, inserted = Path(family.module.__file__).parent, []
+
+    def lines_of(name: str) -> list[str]:
+        found = []
+        for line in Path(folder, name).read_text().splitlines(keepends=True):
+            module = line.split()[1].removeprefix(".") + ".py" if line.startswith("from .") else None
+            if module is None:
+                found.append(line)
+            elif module not in inserted:
+                inserted.append(module)
+                found += lines_of(module)
+        return found
+
+    expected = "".join(lines_of(Path(family.module.__file__).name))
     assert Path(repo, "pipeline.py").read_text() == expected
+    assert {"few_step.py", "optimize.py", "precision.py"} <= set(inserted)
+
+
+def test_published_file_defines_each_name_once(repo):
+    """Modules that become one file must not overwrite each other's functions and constants."""
+    tree = ast.parse(Path(repo, "pipeline.py").read_text(encoding="utf-8"))
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    targets = [node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None) for node in tree.body]
+    names += [target.id for target in targets if isinstance(target, ast.Name) and target.id != "logger"]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    "line", [b"from .b import one\n", b"from .b import one, two\n", b"from .b import (\n    one,\n    two,\n)\n"]
+)
+def test_whole_source(tmp_path, line):
+    """Imports of neighbors on one or several lines, from two files, are replaced by the text once."""
+    (tmp_path / "a.py").write_bytes(b"import json\n" + line + b"from .c import three\nlast = 1\n")
+    (tmp_path / "b.py").write_bytes(b"one, two = 1, 2\n")
+    (tmp_path / "c.py").write_bytes(b"from .b import two\nthree = two + 1\n")
+    assert whole_source(str(tmp_path / "a.py")) == b"import json\none, two = 1, 2\nthree = two + 1\nlast = 1\n"
+
+
+def test_the_folder_works_under_another_name(repo, tmp_path):
+    """Installed as a package of any name, it imports nothing of this project and publishes the same file."""
+    package = Path(pipelines.__file__).parent
+    shutil.copytree(package, tmp_path / "add_pipelines", ignore=shutil.ignore_patterns("__pycache__"))
+    script = f"""
+import sys
+from add_pipelines import ADDPipeline
+pipe = ADDPipeline.from_pretrained({repo!r})
+pipe.save_pretrained("again")
+assert "pipelines" not in sys.modules
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert digests(tmp_path / "again") == digests(repo)
 
 
 @pytest.mark.parametrize("student", [(249, 499, 749, 999), (699, 799, 899, 999)])
