@@ -22,14 +22,16 @@ WORD_WEIGHT = 5.0
 CANDIDATES = 32  # captions among which an image has to find its own
 MEASURED_IMAGES = 1024
 LONGEST = 77  # tokens, as CLIP
+MARGIN = 4  # tokens by which a prompt may be longer than every caption
 GATES = (Gate("retrieval", 0.5, "Write captions that say what is visible, in words that recur, or give more images"),)
 
 
 def fit_tokenizer(captions: list[str], pad_token: str | None = None):
-    """A tokenizer whose length is that of the longest caption, with its two special tokens, at most `LONGEST`."""
+    """A tokenizer whose length is that of the longest caption, its two special tokens and `MARGIN`, at most `LONGEST`:
+    padding costs attention."""
     tokenizer = make_tokenizer(captions, pad_token=pad_token, max_tokens=LONGEST)
     longest = max(len(ids) for ids in tokenizer(captions).input_ids)
-    return make_tokenizer(captions, pad_token=pad_token, max_tokens=min(longest, LONGEST))
+    return make_tokenizer(captions, pad_token=pad_token, max_tokens=min(longest + MARGIN, LONGEST))
 
 
 @torch.no_grad()

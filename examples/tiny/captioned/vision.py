@@ -38,8 +38,9 @@ FEATURE_GATES = (Gate("word_accuracy", 0.9, ADVICE),)
 class SharedClassifier(nn.Module):
     """A linear classifier of whole captions whose weights are sums over the captions' words.
 
-    What is learnt of "blue" in one caption holds in all of them. The sums are plain numbers in the end: `weights()` is
-    what an ordinary linear layer needs.
+    What is learnt of "blue" in one caption holds in all of them, also in those that training does not have. Classes
+    that have the same words as another one, or none, have weights of their own besides. The sums are plain numbers in
+    the end: `weights()` is what an ordinary linear layer needs.
 
     Args:
         width: of the features.
@@ -48,16 +49,17 @@ class SharedClassifier(nn.Module):
 
     def __init__(self, width: int, marks: torch.Tensor):
         super().__init__()
+        _, group, sizes = marks.unique(dim=0, return_inverse=True, return_counts=True)
+        alone = (sizes[group] == 1) & marks.any(dim=1)
         self.register_buffer("marks", marks, persistent=False)
+        self.register_buffer("ambiguous", 1.0 - alone.float(), persistent=False)
         self.words = nn.Linear(width, marks.shape[1])
         self.own = nn.Linear(width, len(marks))
-        nn.init.zeros_(self.own.weight)
-        nn.init.zeros_(self.own.bias)
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight `(K, width)` and bias `(K,)`."""
-        weight = self.marks @ self.words.weight + self.own.weight
-        return weight, self.marks @ self.words.bias + self.own.bias
+        weight = self.marks @ self.words.weight + self.ambiguous[:, None] * self.own.weight
+        return weight, self.marks @ self.words.bias + self.ambiguous * self.own.bias
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """`(B, width)` to `(B, K)`."""
@@ -65,11 +67,13 @@ class SharedClassifier(nn.Module):
 
 
 def make_marks(attributes: Attributes) -> torch.Tensor:
-    """`(K, V)`, the words of each of the evaluator's K classes; for attributes of their own there are none."""
+    """`(K, V)`, V at least 1: the words that each of the evaluator's K classes shares with others.
+
+    They are all 0 for attributes of their own and where no two captions share a word.
+    """
     names = attributes.logit_names
-    if list(attributes.values) != [LABEL]:
-        return torch.zeros(len(names), 0)
-    return mark_words(names, informative_words(names))
+    words = informative_words(names) if list(attributes.values) == [LABEL] else []
+    return mark_words(names, words) if words else torch.zeros(len(names), 1)
 
 
 @torch.no_grad()
