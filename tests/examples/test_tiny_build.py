@@ -140,7 +140,9 @@ def test_unusable_folder_is_refused_before_anything_is_written(tmp_path, monkeyp
     if spoil == "empty":
         source.mkdir()
     elif spoil != "no folder":
-        write_folder(source, count=9 if spoil == "few images" else 12, text=spoil != "no text", label=spoil == "many labels")
+        write_folder(
+            source, count=9 if spoil == "few images" else 12, text=spoil != "no text", label=spoil == "many labels"
+        )
     if spoil == "blank caption":
         metadata = (source / "metadata.jsonl").read_text()
         (source / "metadata.jsonl").write_text(metadata.replace("a red square", "  ", 1))

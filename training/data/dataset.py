@@ -176,7 +176,7 @@ def make_dataloader(
         "num_workers": num_workers,
         "collate_fn": collate,
         "pin_memory": torch.cuda.is_available(),
-        "worker_init_fn": _ignore_interrupt,
+        "worker_init_fn": ignore_interrupt,
         "generator": torch.Generator(),  # else the loader takes a number from the generator of the training itself
     }
     if isinstance(rows, datasets.Dataset):
@@ -204,7 +204,7 @@ def read_batches(loader: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         raise DataError(str(error).rsplit(f"{DataError.__name__}: ", 1)[-1].strip()) from error
 
 
-def _ignore_interrupt(worker_id: int) -> None:
+def ignore_interrupt(worker_id: int) -> None:
     """Ctrl-C reaches the workers too, but the process that they work for decides when to end: after a checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from distillation.latents import LatentSpace
 from training.checkpoints.folder_lock import lock_folder_of_run
+from training.data.fingerprint import dataset_fingerprint
 from training.data.reader import SampleReader
 from training.encoding.cache_arrays import CacheError, CheckedArray, check_small_caches
 from training.encoding.cache_writer import (
@@ -196,7 +197,7 @@ def cache_fingerprint(
 ) -> dict:
     """What decides the numbers in the cache. Needs no weights."""
     found = {
-        "data": rows._fingerprint,
+        "data": dataset_fingerprint(rows),
         "samples": len(rows),
         "resolution": options.data.resolution,
         "precision": accelerator.mixed_precision,

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from training.checkpoints.folder_lock import LOCK
 from training.checkpoints.manifest import replace_text, sync
-from training.data.dataset import ImageTextDataset, collate
+from training.data.dataset import ImageTextDataset, collate, ignore_interrupt, read_batches
 from training.data.order import SampleKey
 from training.data.reader import SampleReader, caption_options
 from training.encoding.cache_arrays import CHECKSUMS, CacheError, CheckedArray, create_array
@@ -72,9 +72,10 @@ def make_tables(
         options = {
             "collate_fn": collate,
             "num_workers": num_workers,
+            "worker_init_fn": ignore_interrupt,
             "generator": torch.Generator(),  # else the heads would start elsewhere where a cache was made
         }
-        for ids, loaded in zip(batches, DataLoader(data, batch_sampler=keys, **options)):
+        for ids, loaded in zip(batches, read_batches(DataLoader(data, batch_sampler=keys, **options))):
             x0, ids = loaded["pixels"].to(device), torch.tensor(ids)
             mean, std = encoders.latents(x0, ids)
             c = encoders.c_img(x0, ids)

@@ -15,7 +15,7 @@ from training.publishing.checkpoint_branch import CheckpointPusher
 from training.publishing.hub import check_push, push_published
 from training.publishing.output import write_output
 from training.publishing.output_folder import check_output_folder
-from training.publishing.single_file import export_single_file
+from training.publishing.single_file import check_export_file, export_single_file
 from training.run import Run
 from training.validation import averaged
 
@@ -31,16 +31,15 @@ def output_folder(options: Options, accelerator: Accelerator) -> Iterator[None]:
         FolderInUse: another run writes there.
         PublishError: `--push_to_hub` cannot work.
     """
-    read = {
-        "--pretrained_teacher_model": options.models.pretrained_teacher_model,
-        "--pretrained_student_model": options.models.pretrained_student_model,
-        "--train_data_dir": options.data.train_data_dir,
-        "--cache_dir_latents": options.hardware.cache_dir_latents,
-    }
+    flat, names = options.flat(), ("dataset_name", "train_data_dir", "cache_dir_latents")
+    models = [name for name in flat if "_model" in name and not name.endswith(("_revision", "hub_model_id"))]
+    read = {f"--{name}": flat[name] for name in (*models, *names)}
     output_dir = options.output.output_dir
 
     def check() -> None:
         check_output_folder(output_dir, options.output.resume_from_checkpoint, read)
+        if options.output.export_single_file is not None:
+            check_export_file(options.output.export_single_file, "--export_single_file")
         if options.hub.push_to_hub:
             check_push(options)
 

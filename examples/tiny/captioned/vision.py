@@ -20,10 +20,11 @@ from examples.tiny.loop import draw, fit
 from examples.tiny.models import make_classifier, make_dinov2
 from examples.tiny.vision import embed_captions
 
-EVALUATOR_BATCH_SIZE = 64
+EVALUATOR_BATCH_SIZE = 32
 FEATURE_BATCH_SIZE = 32
 LEARNING_RATE = 1.5e-3
-PATCH_SIZE = 8
+PATCH_SIZE = 8  # of the feature network, whose cost as a discriminator goes with the number of patches
+EVALUATOR_GRID = 8  # patches a side
 MASKED_SHARE = 0.6
 CAPTION_TEMPERATURE = 0.07
 WORD_WEIGHT = 5.0
@@ -103,7 +104,7 @@ def train_evaluator(out: Path, train: Split, test: Split, plan: Plan, course: Co
     attributes = find_attributes(train, test)
     targets, test_targets = attributes.targets(train), attributes.targets(test)
     sizes = {"width": plan.vision_width, "layers": plan.vision_layers, "image_size": plan.resolution}
-    model = make_classifier(attributes.logit_names, patch_size=PATCH_SIZE, **sizes)
+    model = make_classifier(attributes.logit_names, patch_size=plan.resolution // EVALUATOR_GRID, **sizes)
     model.config.attribute_values = {name: list(values) for name, values in attributes.values.items()}
     width = model.config.hidden_size
     classify = SharedClassifier(2 * width, make_marks(attributes))
@@ -113,8 +114,8 @@ def train_evaluator(out: Path, train: Split, test: Split, plan: Plan, course: Co
         rows = draw(len(targets), EVALUATOR_BATCH_SIZE)
         clean = warp(train.pixels[rows], degrees=4, scale=0.04, shift_px=2)
         # Half of the images stay clean: those are what it will mostly see.
-        sigma = uniform(clean, -1.5, 1.5).clamp_min(0)
-        noise = uniform(clean, -0.4, 0.4).clamp_min(0)
+        sigma = uniform(clean, -1, 1).clamp_min(0)
+        noise = uniform(clean, -0.2, 0.2).clamp_min(0)
         tokens = model.dinov2(normalize(blur(clean, sigma) + noise * torch.randn_like(clean))).last_hidden_state
         cls = tokens[:, 0]
         logits = classify(torch.cat([cls, tokens[:, 1:].mean(dim=1)], dim=1)).split(attributes.sizes, dim=1)
