@@ -47,6 +47,7 @@ from training.saving import save, tracker_config
 from training.validation import Validator
 
 logger = logging.getLogger("train_add")
+GRADIENTS_EVERY = 100  # iterations between measurements of the gradients at x^_theta
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,12 +56,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_command(parser, argv, lambda args: train(Options.of(args), StableDiffusion))
 
 
-def iteration(players: Players, micro_batches: list[Batch]) -> tuple[dict[str, Tensor], Tensor]:
+def iteration(
+    players: Players, micro_batches: list[Batch], measures_gradients: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
     """One iteration of ADD (paper 3.1): the discriminator's step, then the student's.
 
     With one micro-batch the student's sample is computed once and shared by both steps. With several, keeping their
     graphs until the discriminator has moved would cost the memory that accumulation is there to save. So each step
     samples again; the noise is part of the batch, so the samples are the same.
+
+    Args:
+        measures_gradients: whether the figures include the norms of the two losses' gradients at x^_theta.
 
     Returns:
         Scalars by name, means over the micro-batches, on the device; and 1.0 where either step was skipped for a
@@ -68,7 +74,7 @@ def iteration(players: Players, micro_batches: list[Batch]) -> tuple[dict[str, T
     """
     shared = players.losses.sample(micro_batches[0]) if len(micro_batches) == 1 else None
     figures, skipped = discriminator_step(players, micro_batches, shared) if players.heads is not None else ({}, None)
-    more, student_skipped = student_step(players, micro_batches, shared)
+    more, student_skipped = student_step(players, micro_batches, shared, measures_gradients)
     if players.ema is not None:
         players.ema.step(players.trainable().values())
     return figures | more, student_skipped if skipped is None else torch.maximum(skipped, student_skipped)
@@ -93,7 +99,7 @@ def discriminator_step(
 
 
 def student_step(
-    players: Players, micro_batches: list[Batch], shared: StudentSample | None
+    players: Players, micro_batches: list[Batch], shared: StudentSample | None, measures_gradients: bool = False
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The student's step against the updated discriminator and towards the teacher's target (paper Eqs. 1, 2 and 4).
 
@@ -103,7 +109,11 @@ def student_step(
 
     def eq_1(batch: Batch) -> dict[str, Tensor]:
         x_theta = shared or losses.sample(batch)
-        return losses.student_losses(batch, x_theta)
+        found = losses.student_losses(batch, x_theta)
+        if measures_gradients:
+            scaler = players.accelerator.scaler
+            found |= losses.gradient_norms(x_theta, found, 1.0 if scaler is None else scaler.get_scale())
+        return found
 
     figures, total = _backward(players.accelerator, losses.student, micro_batches, eq_1)
     return _update(players, "student", figures, total)
@@ -202,7 +212,7 @@ def train(options: Options, family: type[Family]) -> None:
             batches = [run.make_batch(samples, run.state.step) for samples in loaded]
             # Dropout of an adapter is the only operation that draws from the global random state.
             set_seed(derive_seed(run.state.seed, run.state.step, accelerator.process_index, 2) % 2**32)
-            figures, skipped = iteration(run.players, batches)
+            figures, skipped = iteration(run.players, batches, run.state.step % GRADIENTS_EVERY == 0)
             run.state.advance(loaded, run.effective_batch_size)
             progress.add(figures, skipped, loaded)
 

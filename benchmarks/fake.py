@@ -36,7 +36,7 @@ from distillation.schedule import NoiseSchedule
 from distillation.teacher import TeacherConditions
 from train_add import iteration
 from training.models.lora import add_lora
-from training.models.networks import QUANTIZED, Networks
+from training.models.networks import QUANTIZED, Networks, prepare_output_layers
 from training.optimization import Updater
 from training.options.derived import guiding_prompts
 from training.options.options import Options
@@ -181,6 +181,7 @@ def _make_networks(architecture: Architecture, options: Options) -> Networks:
     teacher = None
     if options.method.distillation_weight > 0:
         teacher = student if options.lora.use_lora else frozen_unet()
+    prepare_output_layers(student, options, architecture.prediction_type)
     if options.hardware.gradient_checkpointing:
         student.enable_gradient_checkpointing()
         vae.enable_gradient_checkpointing()

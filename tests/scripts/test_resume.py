@@ -64,11 +64,11 @@ sys.path.insert(0, {str(ROOT)!r})
 import torch; torch.set_num_threads(1)
 import train_add, {script.module.__name__} as script
 original, computed = train_add.iteration, []
-def deadly(players, batches):
+def deadly(*args):
     if len(computed) == {at_iteration}:
         os.kill(os.getpid(), signal.SIGKILL)
     computed.append(None)
-    return original(players, batches)
+    return original(*args)
 train_add.iteration = deadly
 script.main(sys.argv[1:])
 """
@@ -115,8 +115,8 @@ def signalled(monkeypatch, at_iteration, *signals):
     """From now on a run gets `signals` while it computes this iteration."""
     original, computed = train_add.iteration, []
 
-    def iteration(players, batches):
-        outcome = original(players, batches)
+    def iteration(*args):
+        outcome = original(*args)
         computed.append(None)
         for signum in signals if len(computed) == at_iteration else ():
             os.kill(os.getpid(), signum)

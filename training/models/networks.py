@@ -15,12 +15,13 @@ from distillation.losses import Losses
 from distillation.schedule import NoiseSchedule
 from distillation.student import Condition
 from distillation.teacher import Teacher
+from pipelines.precision import keep_output_in_float32
 from training.errors import OptionError
 from training.models.families import Family
 from training.models.lora import add_lora, without_adapter
 from training.models.quantization import keep_norms_in_float32, quantize_linears
 from training.models.sources import loading
-from training.options.derived import HALF, frozen_dtype, guidance_scale
+from training.options.derived import HALF, frozen_dtype, guidance_scale, precision
 from training.options.method import NONE
 from training.options.options import Options
 
@@ -76,10 +77,18 @@ def load_networks(options: Options, student: Family, teacher: Family, accelerato
     for network in {unet, teacher_unet} - {None}:
         if options.hardware.enable_xformers_memory_efficient_attention:
             network.enable_xformers_memory_efficient_attention()
+    prepare_output_layers(unet, options, student.scheduler.config.prediction_type)
     if options.hardware.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         latents.vae.enable_gradient_checkpointing()
     return Networks(unet, teacher_unet, latents, teacher_latents)
+
+
+def prepare_output_layers(unet: UNet2DConditionModel, options: Options, prediction_type: str) -> None:
+    """With bf16, let the outermost layers of an epsilon student compute in float32, unless a flag says otherwise."""
+    is_amplified = precision(options) == "bf16" and prediction_type == "epsilon"
+    if is_amplified and not options.hardware.allow_bf16_output:
+        keep_output_in_float32(unet)
 
 
 def check_latent_spaces(options: Options, student: Family, teacher: Family) -> None:

@@ -21,6 +21,12 @@ class HardwareOptions:
         resume=FIXED,
         choices=("no", "fp16", "bf16"),
     )
+    allow_bf16_output: bool = flag(
+        False,
+        "With bf16, also compute the outermost layers of an epsilon student in bf16, which is faster. By default they "
+        "run in float32, because at the last timestep their rounding errors are multiplied by 14.6.",
+        resume=FIXED,
+    )
     gradient_checkpointing: bool = flag(
         False,
         "Recompute the activations of student and decoder in the backward pass, which saves memory and costs time.",
