@@ -22,8 +22,8 @@ LIMIT_MB = 20.0
 README = """# Showcase networks
 
 Small networks in Stable Diffusion's layout, trained by `make world` on the pictures of
-`python -m examples.showcase.write` and stored in half precision. `build.json` has the arguments of the build and what was measured of each stage.
-`sha256sum --check SHA256SUMS` tells whether all files are whole.
+`python -m examples.showcase.write` and stored in half precision. `build.json` has the arguments of the build
+and what was measured of each stage. `sha256sum --check SHA256SUMS` tells whether all files are whole.
 
 {attribution} The networks were trained on these pictures.
 """
