@@ -30,6 +30,7 @@ from training.description import describe
 from training.encoding.batches import make_batch_maker
 from training.encoding.cache import check_cache, open_embeddings
 from training.interruption import Interrupted, Interruption
+from training.metrics import average
 from training.models.families import Family, StableDiffusion, open_families
 from training.models.networks import check_latent_spaces, load_networks, make_discriminator
 from training.options import Options, make_parser
@@ -126,7 +127,7 @@ def _backward(
     losses_of: Callable[[Batch], dict[str, Tensor]],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Add the gradients of the mean loss over micro-batches. Returns the other scalars' means, and the loss."""
-    n, figures, total = len(micro_batches), {}, torch.zeros((), device=accelerator.device)
+    n, scalars, total = len(micro_batches), [], torch.zeros((), device=accelerator.device)
     for i, batch in enumerate(micro_batches):
         # Processes exchange gradients with the last micro-batch only. DistributedDataParallel decides that in the
         # forward pass, so the context is around both.
@@ -135,9 +136,8 @@ def _backward(
             loss = losses.pop("total") / n
             accelerator.backward(loss)
         total = total + loss.detach()
-        for name, value in losses.items():
-            figures[name] = figures.get(name, 0.0) + value.detach() / n
-    return figures, total
+        scalars.append(losses)
+    return average(scalars), total
 
 
 def _update(players: Players, name: str, figures: dict[str, Tensor], loss: Tensor) -> tuple[dict[str, Tensor], Tensor]:
