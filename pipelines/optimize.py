@@ -82,10 +82,12 @@ def _matching(tiny_vae: str | AutoencoderTiny, vae: AutoencoderKL | AutoencoderT
     plans = [(2 ** (len(config.block_out_channels) - 1), config.latent_channels) for config in configs]
     if plans[0] != plans[1]:
         raise ValueError(
-            f"tiny_vae makes {plans[0][0]} pixels of a latent with {plans[0][1]} channels, but this pipeline's vae makes "
-            f"{plans[1][0]} of {plans[1][1]}. Use one trained for its latents, such as madebyollin/taesd or madebyollin/taesdxl."
+            f"tiny_vae makes {plans[0][0]} pixels of a latent with {plans[0][1]} channels, but this pipeline's vae "
+            f"makes {plans[1][0]} of {plans[1][1]}. Use one trained for its latents, for "
+            "example madebyollin/taesd or madebyollin/taesdxl."
         )
-    return tiny_vae.to(device=vae.device, dtype=vae.dtype).eval()
+    torch.nn.Module.to(tiny_vae, device=vae.device, dtype=vae.dtype)
+    return tiny_vae.eval()
 
 
 def _fuse(network: Any) -> None:

@@ -49,8 +49,8 @@ def student_scheduler(
         rescale_betas_zero_snr = prediction_type != "epsilon"
     if rescale_betas_zero_snr and prediction_type == "epsilon":
         raise ValueError(
-            "rescale_betas_zero_snr=True cannot be combined with prediction_type='epsilon': x0 = (x - sigma eps) / alpha "
-            "divides by zero at the last timestep. Use False: sampling starts from pure noise in any case."
+            "rescale_betas_zero_snr=True cannot be combined with prediction_type='epsilon': x0 = (x - sigma eps) / "
+            "alpha divides by zero at the last timestep. Use False: sampling starts from pure noise in any case."
         )
     last = teacher_config["num_train_timesteps"] - 1
     timesteps = sorted({int(t) for t in student_timesteps})
