@@ -1,20 +1,255 @@
 #!/usr/bin/env python
 """Distil Stable Diffusion 1.x or 2.x into a student that samples in 1 to 4 steps (ADD, 2311.17042).
 
-What is Stable Diffusion's own stands in `training/families/stable_diffusion.py`, the loop and its flags in `training/`.
+This file is the run. `train` prepares it, iterates, and publishes the student; `discriminator_step` and `student_step`
+are the two updates of an iteration. They call the losses in distillation/losses.py, the discriminator in discriminator/
+and, for everything around the method, the folders in training/.
+
+In the paper's notation x0 is a real image and z0 its latent, s a student timestep and t a teacher timestep, x^_theta
+the student's sample and x^_psi the teacher's target, F_k the features and D_k the heads of the discriminator.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any
 
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from distillation.losses import Batch, StudentSample
+from distillation.noise import derive_seed
+from training.accelerator import make_accelerator
 from training.command import run_command
-from training.loop import run_training
-from training.models.families import StableDiffusion
-from training.options.arguments import make_parser
+from training.data.dataset import load_rows, make_dataloader, make_reader
+from training.description import describe
+from training.encoding.batches import make_batch_maker
+from training.encoding.cache import check_cache, open_embeddings
+from training.interruption import Interrupted, Interruption
+from training.models.families import Family, StableDiffusion, open_families
+from training.models.networks import check_latent_spaces, load_networks, make_discriminator
+from training.options import Options, make_parser
+from training.options.derived import make_schedules, total_iterations
+from training.options.memory_advice import advise_when_out_of_memory
+from training.options.refusals import refuse
+from training.options.resuming import check_resumed
+from training.players import Players, make_players
+from training.progress import READ_EVERY, Progress
+from training.publishing.publisher import Publisher, output_folder
+from training.resume import checkpoint_to_resume, choose_seed, run_arguments
+from training.run import Run
+from training.run_state import RunState, unpack_run
+from training.saving import save, tracker_config
+from training.validation import Validator
+
+logger = logging.getLogger("train_add")
+GRADIENTS_EVERY = 100  # iterations between measurements of the gradients at x^_theta
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    run_command(make_parser(__doc__.split("\n")[0]), argv, lambda args: run_training(args, StableDiffusion))
+    parser = make_parser(__doc__.split("\n")[0])
+    run_command(parser, argv, lambda args: train(Options.of(args), StableDiffusion))
+
+
+def iteration(
+    players: Players, micro_batches: list[Batch], measures_gradients: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One iteration of ADD (paper 3.1): the discriminator's step, then the student's.
+
+    With one micro-batch the student's sample is computed once and shared by both steps. With several, keeping their
+    graphs until the discriminator has moved would cost the memory that accumulation is there to save. So each step
+    samples again; the noise is part of the batch, so the samples are the same.
+
+    Args:
+        measures_gradients: whether the figures include the norms of the two losses' gradients at x^_theta.
+
+    Returns:
+        Scalars by name, means over the micro-batches, on the device; and 1.0 where either step was skipped for a
+        non-finite loss or gradient, else 0.0.
+    """
+    shared = players.losses.sample(micro_batches[0]) if len(micro_batches) == 1 else None
+    figures, skipped = discriminator_step(players, micro_batches, shared) if players.heads is not None else ({}, None)
+    more, student_skipped = student_step(players, micro_batches, shared, measures_gradients)
+    if players.ema is not None:
+        players.ema.step(players.trainable().values())
+    return figures | more, student_skipped if skipped is None else torch.maximum(skipped, student_skipped)
+
+
+def discriminator_step(
+    players: Players, micro_batches: list[Batch], shared: StudentSample | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The discriminator's step on real images and detached samples of the student (paper Eq. 3).
+
+    Minimizes sum_k E[max(0, 1 - D_k(F_k(x0)))] + gamma R1 + E[max(0, 1 + D_k(F_k(x^_theta)))].
+    """
+    losses = players.losses
+
+    def eq_3(batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            x_theta = shared or losses.sample(batch)
+        return losses.discriminator_losses(batch, x_theta)
+
+    figures, total = _backward(players.accelerator, losses.heads, micro_batches, eq_3)
+    return _update(players, "discriminator", figures, total)
+
+
+def student_step(
+    players: Players, micro_batches: list[Batch], shared: StudentSample | None, measures_gradients: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The student's step against the updated discriminator and towards the teacher's target (paper Eqs. 1, 2 and 4).
+
+    Minimizes -sum_k E[D_k(F_k(x^_theta))] + lambda E[c(t) || x^_theta - sg(x^_psi(x^_theta,t ; t)) ||^2].
+    """
+    losses = players.losses
+
+    def eq_1(batch: Batch) -> dict[str, Tensor]:
+        x_theta = shared or losses.sample(batch)
+        found = losses.student_losses(batch, x_theta)
+        if measures_gradients:
+            scaler = players.accelerator.scaler
+            found |= losses.gradient_norms(x_theta, found, 1.0 if scaler is None else scaler.get_scale())
+        return found
+
+    figures, total = _backward(players.accelerator, losses.student, micro_batches, eq_1)
+    return _update(players, "student", figures, total)
+
+
+def _backward(
+    accelerator: Accelerator,
+    network: nn.Module | None,
+    micro_batches: list[Batch],
+    losses_of: Callable[[Batch], dict[str, Tensor]],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Add the gradients of the mean loss over micro-batches. Returns the other scalars' means, and the loss."""
+    n, figures, total = len(micro_batches), {}, torch.zeros((), device=accelerator.device)
+    for i, batch in enumerate(micro_batches):
+        # Processes exchange gradients with the last micro-batch only. DistributedDataParallel decides that in the
+        # forward pass, so the context is around both.
+        with nullcontext() if i == n - 1 else accelerator.no_sync(network):
+            losses = losses_of(batch)
+            loss = losses.pop("total") / n
+            accelerator.backward(loss)
+        total = total + loss.detach()
+        for name, value in losses.items():
+            figures[name] = figures.get(name, 0.0) + value.detach() / n
+    return figures, total
+
+
+def _update(players: Players, name: str, figures: dict[str, Tensor], loss: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Clip a player's gradients and take its step. Returns all figures, and 1.0 where the step was skipped."""
+    updater = players.updaters[name]
+    norm, skipped = updater.update(loss)
+    more = {"gradient_norm": norm, **updater.figures}
+    return figures | {f"{figure}/{name}": value for figure, value in more.items()}, skipped
+
+
+def prepare(options: Options, family: type[Family], accelerator: Accelerator) -> Run:
+    """Make the parts of a run. What cannot work is refused before any weight is loaded.
+
+    Args:
+        options: as `refuse` has let them pass.
+        family: of the student.
+        accelerator: of `make_accelerator`.
+
+    Raises:
+        UserError: the data, a model or the checkpoint cannot be used.
+    """
+    student, teacher = open_families(options, family)
+    check_latent_spaces(options, student, teacher)
+    schedules = make_schedules(options, student.scheduler, teacher.scheduler)
+    checkpoint = checkpoint_to_resume(options, accelerator)
+    seed = choose_seed(options, checkpoint, accelerator)
+    rows, reader = load_rows(options, seed), make_reader(options, seed)
+    arguments = run_arguments(options, seed, accelerator, rows, student, teacher)
+    check_cache(options, accelerator, rows, student, teacher)
+    changed = []
+    if checkpoint is not None:
+        changed = check_resumed(checkpoint.path.name, checkpoint.state["arguments"], arguments, options)
+
+    set_seed(derive_seed(seed) % 2**32)  # initial weights are the same at every process
+    networks = load_networks(options, student, teacher, accelerator)
+    embeddings = open_embeddings(options, accelerator, rows, reader, student, teacher, networks.latents)
+    discriminator = make_discriminator(options, embeddings.condition_dim, accelerator)
+    total_steps = total_iterations(options, None if options.data.streaming else len(rows), accelerator.num_processes)
+    players = make_players(options, accelerator, networks, discriminator, schedules, total_steps)
+    state = RunState(seed) if checkpoint is None else unpack_run(checkpoint, players, accelerator)
+    state.changed += changed
+    make_batch = make_batch_maker(options, student, teacher, networks.latents, embeddings, seed, accelerator)
+    return Run(
+        options, accelerator, student, teacher, schedules, networks, players, state, rows, reader, embeddings,
+        make_batch, arguments, total_steps,
+    )  # fmt: skip
+
+
+def train(options: Options, family: type[Family]) -> None:
+    """Distil a student of `family`. The result is in `--output_dir`, and on the Hub with `--push_to_hub`.
+
+    Raises:
+        UserError: something cannot be used, or the run has diverged.
+        Interrupted: a signal has ended the run, after a checkpoint.
+    """
+    refuse(options)
+    accelerator = make_accelerator(options)
+    with (
+        advise_when_out_of_memory(options),
+        output_folder(options, accelerator),
+        Interruption() as interruption,
+        logging_redirect_tqdm(),
+    ):
+        run = prepare(options, family, accelerator)
+        publisher = Publisher(run)
+        accelerator.init_trackers(options.output.tracker_project_name, config=tracker_config(run.arguments))
+        logger.info("ADD distillation\n%s", describe(run))
+        progress, validator = Progress(run), Validator(run)
+        if run.state.step == 0:
+            validator.validate()
+        for loaded in micro_batches(run):
+            batches = [run.make_batch(samples, run.state.step) for samples in loaded]
+            # Dropout of an adapter is the only operation that draws from the global random state.
+            set_seed(derive_seed(run.state.seed, run.state.step, accelerator.process_index, 2) % 2**32)
+            figures, skipped = iteration(run.players, batches, run.state.step % GRADIENTS_EVERY == 0)
+            run.state.advance(loaded, run.effective_batch_size)
+            progress.add(figures, skipped, loaded)
+
+            is_last = run.state.step == run.total_steps
+            if is_last or run.state.step % READ_EVERY == 0:
+                progress.show()
+            if is_last or run.state.step % options.validation.validation_steps == 0:
+                validator.validate()
+            # Processes wait for each other to agree on a signal: no more often than they do for the figures anyway.
+            may_end = not is_last and (accelerator.num_processes == 1 or run.state.step % READ_EVERY == 0)
+            signum = interruption.agreed(accelerator) if may_end else 0
+            if is_last or signum or run.state.step % options.output.checkpointing_steps == 0:
+                progress.show()  # raises where the steps since the last checkpoint were skipped
+                save(run)
+                publisher.push_checkpoint()
+            if signum:
+                accelerator.end_training()
+                raise Interrupted(signum, run.state.step)
+        progress.close()
+        publisher.publish()
+        accelerator.end_training()
+
+
+def micro_batches(run: Run) -> Iterator[list[dict[str, Any]]]:
+    """The samples of each iteration that is left, one dictionary per micro-batch."""
+    optimization = run.options.optimization
+    loader = make_dataloader(
+        run.rows,
+        run.reader,
+        batch_size=optimization.train_batch_size,
+        rank=run.accelerator.process_index,
+        world_size=run.accelerator.num_processes,
+        start_position=run.state.position,
+        num_workers=run.options.data.dataloader_num_workers,
+    )
+    for _ in range(run.state.step, run.total_steps):
+        yield list(islice(loader, optimization.gradient_accumulation_steps))
 
 
 if __name__ == "__main__":

@@ -1,33 +1,23 @@
 #!/usr/bin/env python
 """Distil SDXL into a student that samples in 1 to 4 steps (ADD, 2311.17042).
 
-What is SDXL's own stands in `training/families/stable_diffusion_xl.py`, the loop and its flags in `training/`.
+The run is that of train_add.py. What is particular to SDXL, its two text encoders, pooled captions and size
+conditioning, is in training/models/families/stable_diffusion_xl.py; here is the one flag group that SDXL adds.
 """
 
-import argparse
 from collections.abc import Sequence
 
+from train_add import train
 from training.command import run_command
-from training.loop import run_training
 from training.models.families import StableDiffusionXL
-from training.options.arguments import make_parser
-
-
-def make_sdxl_parser() -> argparse.ArgumentParser:
-    """The shared flags, and SDXL's own."""
-    parser = make_parser(__doc__.split("\n")[0])
-    parser.add_argument_group("SDXL").add_argument(
-        "--pretrained_vae_model_name_or_path",
-        default=None,
-        help="Autoencoder in place of the student's own, such as madebyollin/sdxl-vae-fp16-fix; it is published with "
-        "the student. SDXL's own overflows in fp16, where it is run in bf16 or fp32 instead.",
-    )
-    return parser
+from training.options import Options, make_parser
+from training.options.models import SDXLOptions
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    run_command(make_sdxl_parser(), argv, lambda args: run_training(args, StableDiffusionXL))
+    parser = make_parser(__doc__.split("\n")[0], [SDXLOptions])
+    run_command(parser, argv, lambda args: train(Options.of(args), StableDiffusionXL))
 
 
 if __name__ == "__main__":

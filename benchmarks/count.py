@@ -3,7 +3,6 @@
 It is the real iteration that is counted, from the student's forward to the optimizers' steps, not a sum of assumptions.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.architectures import ARCHITECTURES, DINOV2_L, DINOV2_S, make_dinov2, make_tiny_vae
 from benchmarks.fake import FakeRun, fake_run
 from benchmarks.meter import Meter
+from training.options import Options
 
 TERA, GIB = 1e12, 2**30
 
@@ -38,21 +38,21 @@ class Cost:
     frozen: int
 
 
-def count_iteration(model: str, args: argparse.Namespace, batches: Sequence[int] | None = None) -> list[Cost]:
-    """The cost at each batch size of `batches`, by default that of `args`, the training scripts' flags."""
+def count_iteration(model: str, options: Options, batches: Sequence[int] | None = None) -> list[Cost]:
+    """The cost at each batch size of `batches`, by default that of `options`."""
     meter = Meter()
-    with fake_run(model, args) as run:
+    with fake_run(model, options) as run:
         meter.hold(run.tensors())
         with meter:
-            run.iterate(1)  # makes the optimizers' state
-            return [_measure(run, meter, size) for size in batches or [args.train_batch_size]]
+            run.run_iteration(1)  # makes the optimizers' state
+            return [_measure(run, meter, size) for size in batches or [options.optimization.train_batch_size]]
 
 
 def _measure(run: FakeRun, meter: Meter, batch: int) -> Cost:
     meter.reset()
     resting = meter.live
-    run.iterate(batch)
-    images = batch * run.args.gradient_accumulation_steps
+    run.run_iteration(batch)
+    images = batch * run.options.optimization.gradient_accumulation_steps
     return Cost(
         batch=images,
         tflop=meter.flops / TERA / images,

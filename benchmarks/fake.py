@@ -4,7 +4,6 @@ It stands on torch's fake tensors. They say that they are on a CPU, since a torc
 backward it could follow; where CUDA's rules differ and memory depends on it, CUDA's are followed.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from bitsandbytes.functional import create_dynamic_map
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
@@ -32,15 +30,17 @@ from benchmarks.architectures import (
 from benchmarks.packed import pack_linears
 from discriminator import AUGMENT_NUMBERS, Discriminator, FeatureNetwork, ImageCondition
 from distillation.latents import LatentSpace, Window
-from distillation.losses import ADDStep, Batch
-from distillation.noise import Draws
+from distillation.losses import Batch
+from distillation.noise import SampleNoise
 from distillation.schedule import NoiseSchedule
 from distillation.teacher import TeacherConditions
-from training.iteration import iterate
+from train_add import iteration
 from training.models.lora import add_lora
-from training.models.networks import QUANTIZED, Diffusers, make_step
-from training.optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
+from training.models.networks import QUANTIZED, Networks, prepare_output_layers
+from training.optimization import Updater
 from training.options.derived import guiding_prompts
+from training.options.options import Options
+from training.players import Players, make_players
 
 CONDITION_DIM = 2048  # of c: CLIP ViT-g-14 and DINOv2 ViT-L
 # What autocast does in float32 on CUDA and leaves alone on a CPU, of what is used here.
@@ -66,73 +66,69 @@ class Encoders(nn.ModuleList):
 
 @dataclass(frozen=True)
 class FakeRun:
-    """What a trainer has when it begins to iterate.
+    """The parts of a run that an iteration uses.
 
     Attributes:
-        encoders: of captions, c_text and c_img; none where those are read from the cache.
+        encoders: of captions, c_text and c_img; None where those are read from the cache.
     """
 
-    args: argparse.Namespace
+    options: Options
     architecture: Architecture
-    step: ADDStep
-    networks: Diffusers
-    updaters: dict[str, Updater]
-    ema: EMAModel | None
-    accelerator: Accelerator
+    networks: Networks
+    players: Players
     encoders: Encoders | None
 
     def tensors(self) -> Iterator[Tensor]:
-        """Everything that lies in memory before the first iteration."""
+        """Everything that is in memory before the first iteration."""
         space = self.networks.latents
-        modules = (self.networks.student, self.networks.teacher, space.vae, space.decoder, self.step.discriminator)
-        for module in (*modules, self.encoders):
+        networks = (self.networks.student, self.networks.teacher, space.vae, space.decoder)
+        for module in (*networks, self.players.losses.discriminator, self.encoders):
             if module is not None:
                 yield from module.parameters()
                 yield from module.buffers()
-        if self.ema is not None:
-            yield from self.ema.shadow_params
+        if self.players.ema is not None:
+            yield from self.players.ema.shadow_params
 
     def iterate(self, batch_size: int) -> None:
-        """One iteration as the training loop has it."""
-        window = [self._batch(batch_size) for _ in range(self.args.gradient_accumulation_steps)]
-        iterate(self.step, window, self.updaters, self.accelerator)
-        if self.ema is not None:
-            self.ema.step([p for p in self.networks.student.parameters() if p.requires_grad])
+        """One iteration, as the training script has it."""
+        accumulated = self.options.optimization.gradient_accumulation_steps
+        iteration(self.players, [self._batch(batch_size) for _ in range(accumulated)])
 
     def _batch(self, b: int) -> Batch:
-        args, side = self.args, self.args.resolution // self.networks.latents.factor
+        options, side = self.options, self.options.data.resolution // self.networks.latents.factor
         z, t, numbers = torch.empty(b, 4, side, side), torch.empty(b, dtype=torch.long), torch.empty(b, AUGMENT_NUMBERS)
-        x0 = torch.empty(b, 3, args.resolution, args.resolution)
+        x0 = torch.empty(b, 3, options.data.resolution, options.data.resolution)
         if self.encoders is not None:
             self.networks.latents.moments(x0)
             self.encoders(x0)
-        condition = self.architecture.empty_condition(b, half(args))
-        window = None
-        if args.decode_crop_size is not None:
-            window = Window.draw((side, side), args.decode_crop_size // self.networks.latents.factor, (0.5, 0.5))
+        condition = self.architecture.empty_condition(b, half(options))
+        decode_window = None
+        if options.hardware.decode_crop_size is not None:
+            size = options.hardware.decode_crop_size // self.networks.latents.factor
+            decode_window = Window.draw((side, side), size, (0.5, 0.5))
         return Batch(
             x0=x0,
-            z0=(z, z),
+            z0_moments=(z, z),
             condition=condition,
-            teacher_conditions=TeacherConditions(*[condition] * (1 + len(guiding_prompts(args)))),
+            teacher_conditions=TeacherConditions(*[condition] * (1 + len(guiding_prompts(options)))),
             c=torch.empty(b, CONDITION_DIM),
-            draws=Draws(z, t, z, t, z, numbers, numbers),
-            crop=(0.9, 0.5, 0.5),
-            window=window,
+            noise=SampleNoise(z, t, z, t, z, numbers, numbers),
+            discriminator_crop=(0.9, 0.5, 0.5),
+            decode_window=decode_window,
         )
 
 
 @contextmanager
-def fake_run(model: str, args: argparse.Namespace) -> Iterator[FakeRun]:
-    """The run that the training scripts' flags `args` ask for on `model`, in a mode where tensors have no contents.
+def fake_run(model: str, options: Options) -> Iterator[FakeRun]:
+    """The run that the `options` ask for on `model`, in a mode where tensors have no contents.
 
     Nothing inside can ask for a tensor's value.
     """
     architecture, functional = ARCHITECTURES[model], torch.nn.functional
     with torch.device("meta"):  # a fake tensor can't be cast, and peft can't adapt what is made of them
-        networks = _make_networks(architecture, args)
-        discriminator = _make_discriminator(args) if args.adversarial_weight > 0 else None
-        encoders = None if args.cache_dir_latents else Encoders(architecture).to(half(args)).eval()
+        networks = _make_networks(architecture, options)
+        discriminator = _make_discriminator(options) if options.method.adversarial_weight > 0 else None
+        encoders = None if options.hardware.cache_dir_latents else Encoders(architecture).to(half(options)).eval()
     with ExitStack() as stack:
         for name in IN_FLOAT32:
             stack.enter_context(mock.patch.object(functional, name, _in_float32(getattr(functional, name))))
@@ -146,12 +142,12 @@ def fake_run(model: str, args: argparse.Namespace) -> Iterator[FakeRun]:
         space = networks.latents
         for module in {networks.student, networks.teacher, space.vae, space.decoder, discriminator, encoders} - {None}:
             module.to_empty(device="cpu")
-        yield _assemble(architecture, args, networks, discriminator, encoders)
+        yield _assemble(architecture, options, networks, discriminator, encoders)
 
 
-def half(args: argparse.Namespace) -> torch.dtype:
+def half(options: Options) -> torch.dtype:
     """The precision of frozen networks; fp16 is as wide as bf16, and only the latter can be had on a CPU."""
-    return torch.float32 if args.mixed_precision == "no" else torch.bfloat16
+    return torch.float32 if options.hardware.mixed_precision == "no" else torch.bfloat16
 
 
 def _in_float32(function: Callable) -> Callable:
@@ -163,60 +159,51 @@ def _in_float32(function: Callable) -> Callable:
     return call
 
 
-def _make_networks(architecture: Architecture, args: argparse.Namespace) -> Diffusers:
-    """As `training.models.networks.load_diffusers`, from configs and on whatever device is the default."""
+def _make_networks(architecture: Architecture, options: Options) -> Networks:
+    """As `training.models.networks.load_networks`, from configs and on whatever device is the default."""
 
     def frozen(network: nn.Module, dtype: torch.dtype) -> nn.Module:
         return nn.Module.to(network, dtype).eval().requires_grad_(False)
 
     def frozen_unet() -> nn.Module:
-        precision = args.teacher_precision
-        dtype = torch.float32 if precision == "fp32" else torch.bfloat16 if precision else half(args)
+        precision = options.hardware.teacher_precision
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16 if precision else half(options)
         unet = frozen(architecture.make_unet(), dtype)
         return pack_linears(unet, int(precision[0])) if precision in QUANTIZED else unet
 
-    vae = frozen(architecture.make_vae(), half(args))
-    tiny = None if args.pretrained_tiny_vae_model is None else frozen(make_tiny_vae(), half(args))
-    if args.use_lora:
+    vae = frozen(architecture.make_vae(), half(options))
+    tiny = None if options.hardware.pretrained_tiny_vae_model is None else frozen(make_tiny_vae(), half(options))
+    if options.lora.use_lora:
         student = frozen_unet()
-        add_lora(student, args)
+        add_lora(student, options.lora)
     else:
         student = architecture.make_unet()
     teacher = None
-    if args.distillation_weight > 0:
-        teacher = student if args.use_lora else frozen_unet()
-    if args.gradient_checkpointing:
+    if options.method.distillation_weight > 0:
+        teacher = student if options.lora.use_lora else frozen_unet()
+    prepare_output_layers(student, options, architecture.prediction_type)
+    if options.hardware.gradient_checkpointing:
         student.enable_gradient_checkpointing()
         vae.enable_gradient_checkpointing()
-    return Diffusers(student.train(), teacher, LatentSpace(vae, tiny, args.decode_crop_halo), None)
+    return Networks(student.train(), teacher, LatentSpace(vae, tiny, options.hardware.decode_crop_halo), None)
 
 
-def _make_discriminator(args: argparse.Namespace) -> Discriminator:
-    network = FeatureNetwork(make_dinov2(DINOV2_S).to(half(args)), input_size=args.discriminator_input_size or 224)
-    return Discriminator(network, CONDITION_DIM, not args.no_diffaugment, args.discriminator_norm)
+def _make_discriminator(options: Options) -> Discriminator:
+    own = options.discriminator
+    network = FeatureNetwork(make_dinov2(DINOV2_S).to(half(options)), input_size=own.discriminator_input_size or 224)
+    return Discriminator(network, CONDITION_DIM, not own.no_diffaugment, own.discriminator_norm)
 
 
 def _assemble(
     architecture: Architecture,
-    args: argparse.Namespace,
-    networks: Diffusers,
+    options: Options,
+    networks: Networks,
     discriminator: Discriminator | None,
     encoders: Encoders | None,
 ) -> FakeRun:
-    precision = "no" if args.mixed_precision == "no" else "bf16"
+    precision = "no" if options.hardware.mixed_precision == "no" else "bf16"
     accelerator = Accelerator(cpu=True, device_placement=False, mixed_precision=precision)
-    trainable = [p for p in networks.student.parameters() if p.requires_grad]
-    optimizers = {"student": student_optimizer(trainable, args, 1)}
-    if discriminator is not None:
-        optimizers["discriminator"] = discriminator_optimizer(discriminator.heads.parameters(), args, 1)
-    updaters = {
-        name: Updater(accelerator, accelerator.prepare(o), learning_rate_schedule(o, args, 1000), args.max_grad_norm)
-        for name, o in optimizers.items()
-    }
     alphas = torch.linspace(0.9999, 0.0047, 1000)
     schedule = NoiseSchedule(alphas.sqrt(), (1 - alphas).sqrt(), architecture.prediction_type)
-    step = make_step(
-        args, networks, accelerator.prepare_model(networks.student), discriminator, (schedule, schedule), accelerator
-    )
-    ema = EMAModel(trainable, decay=args.ema_decay, foreach=True) if args.use_ema else None
-    return FakeRun(args, architecture, step, networks, updaters, ema, accelerator, encoders)
+    players = make_players(options, accelerator, networks, discriminator, (schedule, schedule), total_steps=1000)
+    return FakeRun(options, architecture, networks, players, encoders)

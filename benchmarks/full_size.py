@@ -22,9 +22,10 @@ from benchmarks import runs
 from benchmarks.architectures import ARCHITECTURES, MEMORY, RECIPES
 from benchmarks.runs import AIMS, RESULTS, Run, compare, measure_all
 from training.models.families import StableDiffusion, StableDiffusionXL
-from training.options.arguments import make_parser as make_training_parser
+from training.options import Options
+from training.options import make_parser as make_training_parser
 
-FAMILIES = {"sd": StableDiffusion, "sdxl": StableDiffusionXL}
+FAMILY_OF_LAYOUT = {"sd": StableDiffusion, "sdxl": StableDiffusionXL}
 BATCHES = (1, 4)  # of the table of options
 
 
@@ -77,9 +78,9 @@ def training_flags(
     ]  # fmt: skip
 
 
-def training_args(*args) -> argparse.Namespace:
+def training_options(*args) -> Options:
     """The same, parsed."""
-    return make_training_parser("benchmark").parse_args(training_flags(*args))
+    return Options.of(make_training_parser("benchmark").parse_args(training_flags(*args)))
 
 
 def count(
@@ -91,7 +92,7 @@ def count(
     rows = []
     for model in models:
         for recipe in recipes:
-            [cost] = count_iteration(model, training_args(model, recipe, resolution, batch, "world", more))
+            [cost] = count_iteration(model, training_options(model, recipe, resolution, batch, "world", more))
             rows.append({"model": model, "resolution": resolution, "recipe": recipe, **dataclasses.asdict(cost)})
             print(
                 f"{model:<5} @{resolution} {recipe:<7} {cost.tflop:6.2f} TFLOP an image, {cost.batch} an iteration: "
@@ -102,7 +103,7 @@ def count(
     return rows
 
 
-def options(model: str, resolution: int) -> list[dict]:
+def compare_options(model: str, resolution: int) -> list[dict]:
     """What each way to save memory or time saves and costs. Prints a Markdown table."""
     from benchmarks.count import count_iteration
 
@@ -110,10 +111,11 @@ def options(model: str, resolution: int) -> list[dict]:
     print("|---|" + "--:|" * (2 + len(BATCHES)))
     rows = []
     for option in OPTIONS:
-        args = training_args(model, option.recipe, resolution, 1, "world", option.flags)
+        asked = training_options(model, option.recipe, resolution, 1, "world", option.flags)
         if not option.is_cached:
-            args.cache_dir_latents = None
-        costs = count_iteration(model, args, BATCHES)
+            uncached = dataclasses.replace(asked.hardware, cache_dir_latents=None)
+            asked = dataclasses.replace(asked, hardware=uncached)
+        costs = count_iteration(model, asked, BATCHES)
         peaks = " | ".join(f"{cost.peak_gib:.1f}" for cost in costs)
         print(f"| {option.title} | {costs[0].tflop:.1f} | {peaks} | {costs[0].resting_gib:.1f} |", flush=True)
         rows += [{"option": option.title, **dataclasses.asdict(cost)} for cost in costs]
@@ -129,9 +131,9 @@ def run(args: argparse.Namespace) -> dict:
     device = _device()
     world = build_world(args.model, args.world / args.model / str(args.resolution), args.resolution, device)
     flags = (args.model, args.recipe, args.resolution, args.batch, world, args.more)
-    [cost] = count_iteration(args.model, training_args(*flags))
-    family = FAMILIES[ARCHITECTURES[args.model].layout]
-    speed = time_iterations(training_args(*flags), family, args.iterations, args.warmup)
+    [cost] = count_iteration(args.model, training_options(*flags))
+    family = FAMILY_OF_LAYOUT[ARCHITECTURES[args.model].layout]
+    speed = time_iterations(training_options(*flags), family, args.iterations, args.warmup)
     rate = matrix_rate(device, torch.bfloat16, 8192 if device.type == "cuda" else 1024)
     achieved = cost.tflop * speed.images_per_second
     return {
@@ -189,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.json is not None:
             args.json.write_text(json.dumps(rows, indent=1) + "\n")
     elif args.command == "options":
-        options(args.model, args.resolution)
+        compare_options(args.model, args.resolution)
     elif args.command == "run":
         print(json.dumps(run(args)))
     elif args.command == "compare":

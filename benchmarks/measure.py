@@ -1,6 +1,5 @@
 """Real iterations of the real loop, timed."""
 
-import argparse
 import platform
 import re
 import resource
@@ -15,10 +14,12 @@ from pathlib import Path
 
 import torch
 
+from train_add import iteration, prepare
+from training.accelerator import make_accelerator
 from training.data.dataset import make_dataloader
-from training.loop import Trainer
-from training.models.families import open_families
-from training.options.refusals import check_arguments
+from training.models.families import Family
+from training.options.options import Options
+from training.options.refusals import refuse
 
 
 @dataclass(frozen=True)
@@ -36,26 +37,31 @@ class Speed:
     peak_gib: float
 
 
-def time_iterations(args: argparse.Namespace, family: type, iterations: int, warmup: int = 3) -> Speed:
-    """Build a trainer for `args` and time `iterations` of its iterations, data loading excluded."""
-    check_arguments(args)
-    trainer = Trainer(*open_families(args, family), args)
-    device = trainer.accelerator.device
+def time_iterations(options: Options, family: type[Family], iterations: int, warmup: int = 3) -> Speed:
+    """Prepare a run and time `iterations` of its iterations, data loading excluded and encoding included."""
+    refuse(options)
+    run = prepare(options, family, make_accelerator(options))
+    device, batch_size = run.accelerator.device, run.effective_batch_size
     loader = make_dataloader(
-        trainer.rows, trainer.reader, batch_size=args.train_batch_size, num_workers=args.dataloader_num_workers
+        run.rows, run.reader, batch_size=batch_size, num_workers=options.data.dataloader_num_workers
     )
-    windows = [[loaded] for loaded in islice(loader, warmup + iterations)]
-    for window in windows[:warmup]:
-        trainer._iteration(window)
+    loaded = list(islice(loader, warmup + iterations))
+
+    def iterate(samples: dict) -> None:
+        iteration(run.players, [run.make_batch(samples, run.state.step)])
+        run.state.advance([samples], batch_size)
+
+    for samples in loaded[:warmup]:
+        iterate(samples)
     _reset_peak(device)
     seconds = []
-    for window in windows[warmup:]:
+    for samples in loaded[warmup:]:
         start = time.perf_counter()
-        trainer._iteration(window)
+        iterate(samples)
         _wait(device)
         seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds)
-    return Speed(median * 1e3, args.train_batch_size / median, _peak_bytes(device) / 2**30)
+    return Speed(median * 1e3, batch_size / median, _peak_bytes(device) / 2**30)
 
 
 PROCESS = Path("/proc/self")  # of Linux

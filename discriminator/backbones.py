@@ -1,4 +1,4 @@
-"""Loading the frozen pretrained networks: which vision transformers are supported, and what they expect."""
+"""The vision transformers that are supported as frozen networks, and the input that each of them expects."""
 
 import torch
 from torch import nn
@@ -9,7 +9,8 @@ from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
 )
-from transformers.utils import logging
+
+from discriminator.pretrained import NO_CODE, load_frozen
 
 DEFAULT_INPUT_SIZE = 224  # pixels; what every supported network was trained or evaluated at
 SELF_SUPERVISED = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")  # transformers' `model_type`
@@ -28,31 +29,6 @@ class FrozenModule(nn.Module):
         return super().train(False)
 
 
-def load_frozen(model_class: type, name_or_path: str, **kwargs) -> PreTrainedModel:
-    """`model_class.from_pretrained`, in eval mode and without gradients.
-
-    Raises:
-        ValueError: the checkpoint lacks weights of the model. transformers would draw them at random, and a frozen
-            network would stay random for the whole training run.
-    """
-    verbosity = logging.get_verbosity()
-    # transformers lists every weight that is left over, which is half of a CLIP when only a tower is wanted; what is
-    # missing is checked here.
-    logging.set_verbosity_error()
-    try:
-        model, info = model_class.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
-    finally:
-        logging.set_verbosity(verbosity)
-    # Nothing is ever masked here, so a missing mask token is no loss.
-    missing = sorted(key for key in info["missing_keys"] if "mask_token" not in key)
-    if missing:
-        raise ValueError(
-            f"{name_or_path!r} has no weights for {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''} of "
-            f"{type(model).__name__}; give a checkpoint that holds the whole network"
-        )
-    return model.eval().requires_grad_(False)
-
-
 def load_vit(
     name_or_path: str,
     supported: tuple[str, ...] = SELF_SUPERVISED + CLIP,
@@ -66,10 +42,10 @@ def load_vit(
     Of a whole CLIP only the vision tower is kept.
 
     Raises:
-        ValueError: the model's type is not in `supported`, or its checkpoint is incomplete.
+        ValueError: the model's type is not in `supported`, or weights are missing.
     """
     hub = {"revision": revision, "cache_dir": cache_dir}
-    config = AutoConfig.from_pretrained(name_or_path, **hub)
+    config = AutoConfig.from_pretrained(name_or_path, **hub, **NO_CODE)
     model_type = config.model_type
     if model_type not in supported:
         raise ValueError(

@@ -14,12 +14,12 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from discriminator.backbones import (
     SELF_SUPERVISED,
     FrozenModule,
-    load_frozen,
     load_vit,
     position_kwargs,
     resolve_input_size,
 )
 from discriminator.preprocess import normalize, resize
+from discriminator.pretrained import NO_CODE, clip_text_config, load_frozen
 
 
 class TextCondition(FrozenModule):
@@ -47,11 +47,13 @@ class TextCondition(FrozenModule):
         `laion/CLIP-ViT-g-14-laion2B-s12B-b42K`.
 
         Raises:
-            ValueError: the checkpoint lacks weights, for instance the projection (Stable Diffusion's encoders do).
+            ValueError: the repository holds another kind of model, or lacks weights, for instance the projection
+                (Stable Diffusion's encoders do).
         """
         hub = {"revision": revision, "cache_dir": cache_dir}
-        model = load_frozen(CLIPTextModelWithProjection, name_or_path, dtype=dtype, **hub)
-        return cls(model, AutoTokenizer.from_pretrained(name_or_path, **hub))
+        config = clip_text_config(name_or_path, **hub)
+        model = load_frozen(CLIPTextModelWithProjection, name_or_path, config=config, dtype=dtype, **hub)
+        return cls(model, AutoTokenizer.from_pretrained(name_or_path, **hub, **NO_CODE))
 
     @torch.no_grad()
     def forward(self, captions: list[str]) -> Tensor:

@@ -12,7 +12,7 @@ from discriminator.preprocess import fit_to_input_size
 
 
 class Discriminator(nn.Module):
-    """Feature network F and heads. `judge(heads, features(real), features(fake), condition)` gives the logits.
+    """Feature network F and heads. `logits(heads, features(real), features(fake), condition)` gives the logits.
 
     The two halves are called apart, because R1 (ADD, eq. 3) differentiates with respect to what lies between them.
 
@@ -52,7 +52,7 @@ class Discriminator(nn.Module):
         images = fit_to_input_size((images + 1) / 2, self.feature_network.input_size, crop)
         return self.feature_network(images)
 
-    def judge(
+    def logits(
         self, heads: Callable, real: tuple[Tensor, ...], fake: tuple[Tensor, ...], condition: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Logits of real and of generated images, `(B, K, N)` each.
@@ -69,8 +69,8 @@ class Discriminator(nn.Module):
         logits = heads(pairs, None if condition is None else condition.repeat_interleave(2, dim=0))
         return logits[0::2], logits[1::2]
 
-    def judge_fake(
+    def logits_of_fake(
         self, heads: Callable, real: tuple[Tensor, ...], fake: tuple[Tensor, ...], condition: Tensor | None
     ) -> Tensor:
-        """The second half of `judge`, without the work of the first where that is not needed for it."""
-        return self.judge(heads, real, fake, condition)[1] if self.mixes else heads(fake, condition)
+        """The second half of `logits`, without the work of the first where that is not needed for it."""
+        return self.logits(heads, real, fake, condition)[1] if self.mixes else heads(fake, condition)

@@ -63,7 +63,7 @@ def make_norm(norm: str, channels: int) -> nn.Module:
 
     With `virtual_batch` a group holds only real or only generated samples, so batch norm takes away the difference of
     their means, and on a device with one or two samples nearly all there is to see. With `mixed_batch` it is the same
-    norm over groups of four real and four generated samples (see `Discriminator.judge`), where that difference stays.
+    norm over groups of four real and four generated samples (see `Discriminator.logits`), where that difference stays.
     `group` is GroupNorm over each sample by itself: a sample's logits do not depend on its neighbours.
 
     Raises:

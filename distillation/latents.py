@@ -1,4 +1,4 @@
-"""A latent space: the autoencoder around it, its scaling, and decoding no more of an image than a loss will see."""
+"""A latent space: its autoencoder, its scaling, and decoding only the part of an image that the losses use."""
 
 from dataclasses import dataclass
 
@@ -37,9 +37,9 @@ class LatentSpace:
     Attributes:
         vae: frozen; encodes, and decodes unless there is a `decoder`.
         decoder: a small stand-in for the decoder of the same space (TAESD), or None.
-        halo: latents decoded around a window and thrown away, so that pixels at its border have seen what surrounds
-            them. A decoder's attention and group norms see the whole image, so no finite halo makes the window equal
-            to that of a full decode; it comes nearer with each.
+        halo: latents decoded around a window and thrown away, so that pixels at its border are decoded with their
+            surroundings. A decoder's attention and group norms cover the whole image, so the window of a full decode
+            is approached with a larger halo, but never reached.
     """
 
     vae: AutoencoderKL
@@ -83,7 +83,7 @@ class LatentSpace:
         return getattr(vae.config, "shift_factor", None) or 0.0
 
     def is_same_space(self, other: "LatentSpace") -> bool:
-        """Whether latents of one mean the same in the other: equal encoders and scaling.
+        """Whether latents of one mean the same in the other: equal encoders (`quant_conv` included) and scaling.
 
         Decoders may differ: Stable Diffusion's later autoencoders are fine-tuned decoders of the first one's space.
         """
@@ -92,8 +92,19 @@ class LatentSpace:
             return True
         if (a.config.scaling_factor, self._shift(a)) != (b.config.scaling_factor, self._shift(b)):
             return False
-        mine, theirs = a.encoder.state_dict(), b.encoder.state_dict()
+        mine, theirs = _encoder_weights(a), _encoder_weights(b)
         return mine.keys() == theirs.keys() and all(
             w.shape == theirs[name].shape and torch.allclose(w.float(), theirs[name].float(), rtol=1e-2, atol=1e-3)
             for name, w in mine.items()
         )
+
+
+def _encoder_weights(vae: AutoencoderKL) -> dict[str, Tensor]:
+    """The weights between an image and its posterior: the encoder's and, where there is one, `quant_conv`'s."""
+    parts = {"encoder": vae.encoder, "quant_conv": vae.quant_conv}
+    return {
+        f"{part}.{name}": weight
+        for part, module in parts.items()
+        if module is not None
+        for name, weight in module.state_dict().items()
+    }

@@ -1,10 +1,11 @@
-"""One iteration of ADD in the paper's names. This file only computes losses; `training.loop` owns every update.
+"""The losses of one iteration of ADD in the paper's names. The training loop owns backward passes and updates.
 
 Shapes: B samples, images `(B, 3, H, W)` in [-1, 1], latents `(B, 4, H/8, W/8)`, features of K taps `(B, C, N)`.
-Where only a window of each image is decoded, P is its side and images are `(B, 3, P, P)`; else P stands for H and W.
+Where only a `decode_window` of each image is decoded, P is its side in pixels and images are `(B, 3, P, P)`; otherwise
+P stands for H and W.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -12,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from discriminator import Discriminator
+from distillation.diagnostics import accuracy_by_timestep, gradient_norms
 from distillation.latents import LatentSpace, Window
-from distillation.noise import Draws
+from distillation.noise import SampleNoise
 from distillation.objectives import (
     distillation_loss,
     distillation_weight,
     hinge_discriminator_loss,
     hinge_generator_loss,
-    r1_penalty,
+    r1_penalties,
 )
 from distillation.schedule import NoiseSchedule
 from distillation.student import Condition, diffuse_student, student_sample
@@ -32,29 +34,29 @@ class Batch:
 
     Attributes:
         x0: `(B, 3, H, W)` real images in [-1, 1].
-        z0: mean and standard deviation `(B, 4, H/8, W/8)` of their latents.
+        z0_moments: mean and standard deviation `(B, 4, H/8, W/8)` of their latents.
         condition: the captions as the student's UNet takes them.
         teacher_conditions: the captions as the teacher takes them; None without distillation.
         c: `(B, D)` the discriminator's condition, or None.
-        draws: every random number of these samples.
-        crop: three numbers in [0, 1) that the whole global batch shares, for the discriminator's crop.
-        window: the part of the images that is decoded and judged, the same one in the whole global batch; None for
-            all of them.
+        noise: every random number of these samples.
+        discriminator_crop: three numbers in [0, 1) that the whole global batch shares, for the discriminator's crop.
+        decode_window: the part of the images that is decoded and shown to D, the same one in the whole global batch;
+            None where whole images are decoded.
     """
 
     x0: Tensor
-    z0: tuple[Tensor, Tensor]
+    z0_moments: tuple[Tensor, Tensor]
     condition: Condition
     teacher_conditions: TeacherConditions | None
     c: Tensor | None
-    draws: Draws
-    crop: tuple[float, float, float]
-    window: Window | None = None
+    noise: SampleNoise
+    discriminator_crop: tuple[float, float, float]
+    decode_window: Window | None = None
 
 
 @dataclass(frozen=True)
 class StudentSample:
-    """x^_theta, and what the discriminator's feature network makes of it and of x0.
+    """x^_theta, and the discriminator's features of it and of x0.
 
     Attributes:
         z: latent.
@@ -84,7 +86,7 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @dataclass
-class ADDStep:
+class Losses:
     """The losses of paper 3.1 to 3.3 for a batch.
 
     Attributes:
@@ -96,6 +98,7 @@ class ADDStep:
         discriminator: frozen F with its heads, or None for distillation alone.
         heads: the trainable heads of `discriminator` (wrapped for distribution), or None.
         reconstruct_real: whether D's real images are decode(z0) instead of x0.
+        student_timesteps: T_student, by which the discriminator's accuracy is reported; empty for no such figures.
         autocast: makes the context of mixed precision.
     """
 
@@ -112,52 +115,56 @@ class ADDStep:
     distillation_space: str = "pixel"
     r1_gamma: float = 1e-5
     reconstruct_real: bool = False
+    student_timesteps: Sequence[int] = ()
     autocast: Callable[[], AbstractContextManager] = nullcontext
 
     def sample(self, batch: Batch) -> StudentSample:
         """x^_theta(x_s, s) for one forward of the student and one decoding, shared by the D and the G step."""
-        draws, (mean, std) = batch.draws, batch.z0
-        z0 = mean + std * draws.vae
-        x_s = diffuse_student(self.schedule, z0, draws.eps, draws.s)
+        noise, (mean, std) = batch.noise, batch.z0_moments
+        z0 = mean + std * noise.eps_posterior
+        x_s = diffuse_student(self.schedule, z0, noise.eps, noise.s)
         with self.autocast():
-            z = student_sample(self.student, self.schedule, x_s, draws.s, batch.condition)
+            z = student_sample(self.student, self.schedule, x_s, noise.s, batch.condition)
         needs_pixels = self.discriminator is not None or (
             self.teacher is not None and self.distillation_space == "pixel"
         )
-        x = self.latents.decode(z, batch.window) if needs_pixels else None
+        x = self.latents.decode(z, batch.decode_window) if needs_pixels else None
         if self.discriminator is None:
             return StudentSample(z, x, None, None)
         with torch.no_grad():
-            real = self.features(self.real_images(batch, z0), draws.augment_real, batch)
-        return StudentSample(z, x, self.features(x, draws.augment_fake, batch), real)
+            real = self.features(self.real_images(batch, z0), noise.augment_real, batch)
+        return StudentSample(z, x, self.features(x, noise.augment_fake, batch), real)
 
     def real_images(self, batch: Batch, z0: Tensor) -> Tensor:
         """What D is shown as real, `(B, 3, P, P)`: x0, or what the decoder makes of its latent `z0`.
 
-        The student's samples bear the decoder's traces, and no weight of the student can take them away. Where they
-        are easy to see, D learns them and nothing else, and with z0 decoded too it has to look at the content.
+        The decoder leaves traces in the student's samples that no weight of the student can remove. Where they are
+        easy to see, D learns these traces and little else; where z0 is decoded too, it has to learn the content.
         """
         if self.reconstruct_real:
-            return self.latents.decode(z0, batch.window)
-        return batch.x0 if batch.window is None else batch.window.of_pixels(batch.x0, self.latents.factor)
+            return self.latents.decode(z0, batch.decode_window)
+        return batch.x0 if batch.decode_window is None else batch.decode_window.of_pixels(batch.x0, self.latents.factor)
 
     def features(self, images: Tensor, augment: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         """F_k(images) of K taps, each `(B, C, N)` float32."""
         with self.autocast():
-            return tuple(f.float() for f in self.discriminator.features(images, augment, batch.crop))
+            return tuple(f.float() for f in self.discriminator.features(images, augment, batch.discriminator_crop))
 
     def discriminator_losses(self, batch: Batch, sample: StudentSample) -> dict[str, Tensor]:
         """Eq. 3: hinge on the real images against the detached sample, plus gamma R1. `total` is to be minimized."""
         # Leaves, so that R1's gradient ends at the heads' inputs and F needs no double backward.
         real = tuple(f.detach().requires_grad_(self.r1_gamma > 0) for f in sample.real)
         fake = tuple(f.detach() for f in sample.fake)
-        logits_real, logits_fake = self.discriminator.judge(self.heads, real, fake, batch.c)
+        logits_real, logits_fake = self.discriminator.logits(self.heads, real, fake, batch.c)
         hinge = hinge_discriminator_loss(logits_real, logits_fake)
-        r1 = r1_penalty(logits_real, real) if self.r1_gamma > 0 else hinge.new_zeros(())
+        r1 = self.r1_gamma * (r1_penalties(logits_real, real) if self.r1_gamma > 0 else hinge.new_zeros(len(real)))
+        right = accuracy_by_timestep(logits_fake, False, batch.noise.s, self.student_timesteps)
         return {
-            "total": hinge + self.r1_gamma * r1,
+            "total": hinge + r1.sum(),
             "loss/discriminator": hinge,
-            "loss/r1": self.r1_gamma * r1,
+            "loss/r1": r1.sum(),
+            **{f"discriminator/r1_tap_{k}": value for k, value in enumerate(r1)},
+            **{f"discriminator/accuracy_fake_s{s}": value for s, value in right.items()},
             "discriminator/accuracy_real": (logits_real > 0).float().mean(),
             "discriminator/accuracy_fake": (logits_fake < 0).float().mean(),
             "discriminator/logits_real": logits_real.mean(),
@@ -169,7 +176,7 @@ class ADDStep:
         total, losses = sample.z.new_zeros(()), {}
         if self.discriminator is not None:
             with frozen(self.discriminator.heads) as heads:
-                logits = self.discriminator.judge_fake(heads, sample.real, sample.fake, batch.c)
+                logits = self.discriminator.logits_of_fake(heads, sample.real, sample.fake, batch.c)
                 losses["loss/adversarial"] = hinge_generator_loss(logits)
             total = total + self.adversarial_weight * losses["loss/adversarial"]
         if self.teacher is not None:
@@ -177,9 +184,37 @@ class ADDStep:
             total = total + self.distillation_weight * losses["loss/distillation"]
         return {"total": total, "loss/student": total, **losses}
 
+    def gradient_norms(
+        self, sample: StudentSample, losses: dict[str, Tensor], scale: float | Tensor = 1.0
+    ) -> dict[str, Tensor]:
+        """How strongly the two losses of the student pull at x^_theta, to choose their weights by.
+
+        The gradients are taken where both losses meet: at the pixels for distillation in pixels, else at the latent,
+        which costs a backward pass through the decoder. The UNet's backward pass is not run.
+
+        Args:
+            sample: that `losses` were computed from.
+            losses: of `student_losses`, before their backward pass.
+            scale: as in `diagnostics.gradient_norms`.
+
+        Returns:
+            Norms of the gradients of the weighted losses and `gradient_at_sample/ratio`, adversarial over
+            distillation. Empty where one of the two losses is off.
+        """
+        if self.discriminator is None or self.teacher is None:
+            return {}
+        weighted = {
+            "adversarial": self.adversarial_weight * losses["loss/adversarial"],
+            "distillation": self.distillation_weight * losses["loss/distillation"],
+        }
+        at = sample.x if self.distillation_space == "pixel" else sample.z
+        norms = gradient_norms(weighted, at, scale)
+        norms["ratio"] = norms["adversarial"] / norms["distillation"]
+        return {f"gradient_at_sample/{name}": norm for name, norm in norms.items()}
+
     def distillation(self, batch: Batch, sample: StudentSample) -> Tensor:
         """Eq. 4, before lambda. A teacher in another latent space sees the student's pixels through its own encoder."""
-        t, eps = batch.draws.t, batch.draws.eps_teacher
+        t, eps = batch.noise.t, batch.noise.eps_teacher
         make_target = self.teacher.nfsd_target if self.distillation_weighting == "nfsd" else self.teacher.target
         z = sample.z if self.teacher_latents is None else self.teacher_latents.moments(sample.x)[0]
         with self.autocast():
@@ -188,5 +223,5 @@ class ADDStep:
         if self.distillation_space == "latent":
             return distillation_loss(sample.z, target, weight)
         with torch.no_grad():
-            target = (self.teacher_latents or self.latents).decode(target, batch.window)
+            target = (self.teacher_latents or self.latents).decode(target, batch.decode_window)
         return distillation_loss(sample.x, target, weight)

@@ -23,11 +23,11 @@ def derive_seed(*parts: int) -> int:
 
 
 @dataclass(frozen=True)
-class Draws:
+class SampleNoise:
     """The random numbers of B samples, in the paper's names.
 
     Attributes:
-        vae: `(B, C, H, W)` unit Gaussian, for the sample of the encoder's posterior.
+        eps_posterior: `(B, C, H, W)` unit Gaussian, for the sample of the encoder's posterior.
         s: `(B,)` int64 student timestep, from T_student.
         eps: `(B, C, H, W)` unit Gaussian, diffuses z0 to s.
         t: `(B,)` int64 teacher timestep.
@@ -35,7 +35,7 @@ class Draws:
         augment_real, augment_fake: `(B, AUGMENT_NUMBERS)` uniform in [0, 1), for DiffAugment.
     """
 
-    vae: Tensor
+    eps_posterior: Tensor
     s: Tensor
     eps: Tensor
     t: Tensor
@@ -43,13 +43,13 @@ class Draws:
     augment_real: Tensor
     augment_fake: Tensor
 
-    def to(self, device: torch.device) -> "Draws":
+    def to(self, device: torch.device) -> "SampleNoise":
         """The same numbers on `device`."""
-        return Draws(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return SampleNoise(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
 @dataclass(frozen=True)
-class DrawSettings:
+class NoiseSettings:
     """What the numbers are drawn from.
 
     Attributes:
@@ -65,12 +65,12 @@ class DrawSettings:
     teacher_timesteps: tuple[int, int]
 
 
-def draw(settings: DrawSettings, positions: Sequence[int], latent_shape: tuple[int, int, int]) -> Draws:
+def draw_noise(settings: NoiseSettings, positions: Sequence[int], latent_shape: tuple[int, int, int]) -> SampleNoise:
     """Draw for the samples at `positions` of the stream. CPU tensors; latent_shape is `(C, H, W)`."""
     edges = np.cumsum(settings.student_probabilities)
     low, high = settings.teacher_timesteps
 
-    def one(position: int) -> tuple[Tensor, ...]:
+    def draw_one(position: int) -> tuple[Tensor, ...]:
         g = torch.Generator().manual_seed(derive_seed(settings.seed, position))
         u_s, u_t = torch.rand(2, generator=g, dtype=torch.float64).tolist()
         # The last edge can fall short of 1 by rounding: the index is clamped, not trusted.
@@ -85,18 +85,18 @@ def draw(settings: DrawSettings, positions: Sequence[int], latent_shape: tuple[i
             torch.rand(AUGMENT_NUMBERS, generator=g),
         )
 
-    return Draws(*(torch.stack(column) for column in zip(*(one(int(p)) for p in positions))))
+    return SampleNoise(*(torch.stack(column) for column in zip(*(draw_one(int(p)) for p in positions))))
 
 
-def draw_crop(seed: int, iteration: int) -> tuple[float, float, float]:
+def draw_discriminator_crop(seed: int, iteration: int) -> tuple[float, float, float]:
     """Three numbers in [0, 1) for the discriminator's crop, shared by all ranks and micro-batches of an iteration."""
     generator = torch.Generator().manual_seed(derive_seed(seed, iteration, 1))
     coin, top, left = torch.rand(3, generator=generator).tolist()
     return coin, top, left
 
 
-def draw_window(seed: int, iteration: int) -> tuple[float, float]:
-    """Two numbers in [0, 1) for the window that is decoded, shared like the crop."""
+def draw_decode_window(seed: int, iteration: int) -> tuple[float, float]:
+    """Two numbers in [0, 1) for the part of the images that is decoded, shared like the discriminator's crop."""
     generator = torch.Generator().manual_seed(derive_seed(seed, iteration, 3))
     top, left = torch.rand(2, generator=generator).tolist()
     return top, left

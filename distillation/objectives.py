@@ -29,8 +29,8 @@ def hinge_generator_loss(fake: Tensor) -> Tensor:
     return -fake.mean(dim=(0, 2)).sum()
 
 
-def r1_penalty(logits: Tensor, features: tuple[Tensor, ...]) -> Tensor:
-    """R1 on the heads' inputs: sum_k || d (sum of logits) / d F_k(x0) ||^2, mean over the batch (paper 3.2).
+def r1_penalties(logits: Tensor, features: tuple[Tensor, ...]) -> Tensor:
+    """R1 on each head's input: || d (sum of logits) / d F_k(x0) ||^2, mean over the batch (paper 3.2).
 
     Taking it at the features rather than the pixels leaves the frozen network out of the double backward. The graph is
     kept, so the penalty and the hinge loss share one backward.
@@ -40,10 +40,10 @@ def r1_penalty(logits: Tensor, features: tuple[Tensor, ...]) -> Tensor:
         features: K leaves `(B, C, N)` that require grad, float32.
 
     Returns:
-        Scalar >= 0, to be multiplied by gamma.
+        `(K,)` >= 0, one for each tap. Their sum multiplied by gamma is the loss.
     """
     gradients = torch.autograd.grad(logits.sum(), features, create_graph=True)
-    return sum(g.square().sum(dim=(1, 2)) for g in gradients).mean()
+    return torch.stack([g.square().sum(dim=(1, 2)).mean() for g in gradients])
 
 
 def distillation_weight(schedule: NoiseSchedule, t: Tensor, weighting: str) -> Tensor:

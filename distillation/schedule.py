@@ -67,7 +67,7 @@ class NoiseSchedule:
             alphas_cumprod = rescale_zero_terminal_snr(alphas_cumprod)
         if prediction_type == "epsilon" and alphas_cumprod[-1] <= 0:
             raise ValueError(
-                "an epsilon network cannot live on a schedule rescaled to zero terminal SNR: at the last timestep "
+                "an epsilon network cannot use a schedule rescaled to zero terminal SNR: at the last timestep "
                 "x0 = (x - sigma * eps) / alpha divides by alpha = 0. Keep the original schedule and feed pure noise "
                 "at the last timestep instead (--zero_terminal_snr terminal)."
             )

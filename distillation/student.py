@@ -1,4 +1,6 @@
-"""The ADD student: a denoiser that is only ever asked at a few timesteps (paper 3.1)."""
+"""The ADD student: a denoiser that is evaluated at a few timesteps only (paper 3.1)."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,7 @@ from .schedule import NoiseSchedule
 # Evenly spaced and ending at the last index, so that the stock trailing spacing of 1, 2 and 4 steps visits them.
 DEFAULT_STUDENT_TIMESTEPS = (249, 499, 749, 999)
 
-Condition = dict[str, Tensor | dict[str, Tensor]]  # keyword arguments of a UNet's forward, batch first
+Condition = Mapping[str, Tensor | Mapping[str, Tensor]]  # keyword arguments of a UNet's forward, batch first
 
 
 def diffuse_student(schedule: NoiseSchedule, z0: Tensor, eps: Tensor, s: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The frozen teacher: what it says about a diffused student sample (paper 3.3)."""
+"""The frozen teacher and its targets for a diffused student sample (paper 3.3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ def concatenate(*conditions: Condition) -> Condition:
     first = conditions[0]
     return {
         key: concatenate(*(c[key] for c in conditions))
-        if isinstance(value, dict)
+        if isinstance(value, Mapping)
         else torch.cat([c[key] for c in conditions])
         for key, value in first.items()
     }
@@ -29,7 +29,7 @@ def concatenate(*conditions: Condition) -> Condition:
 
 @dataclass(frozen=True)
 class TeacherConditions:
-    """What the teacher is told: the caption, the empty prompt (or the user's negative one), and NFSD's negative.
+    """The teacher's conditions: the caption, the empty prompt (or the user's negative one), and NFSD's negative.
 
     `unconditional` is needed with guidance and for NFSD, `negative` for NFSD only.
     """

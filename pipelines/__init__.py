@@ -1,5 +1,7 @@
 """Sampling: the pipelines for ADD students and the stock scheduler they are published with."""
 
+from typing import Any
+
 from diffusers.pipelines import auto_pipeline
 
 from .pipeline_add import ADDPipeline
@@ -13,9 +15,12 @@ ADDPipeline._other_families = {ADDXLPipeline._stock_class.__name__: ADDXLPipelin
 # `AutoPipelineFor...from_pipe` looks up the name of a pipeline's class in these three tables and ignores inheritance;
 # diffusers has no function to register a class. Each of our classes makes all three kinds of call, so it is its own
 # counterpart. Entries are only added: `from_pretrained` still goes by the stock class in a model_index.json.
-for _name, _class in {"add": ADDPipeline, "add-xl": ADDXLPipeline}.items():
-    auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING[_name] = _class
-    auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING[_name] = _class
-    auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING[_name] = _class
+_tables: tuple[Any, ...] = (
+    auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+    auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING,
+)
+for _table in _tables:
+    _table.update({"add": ADDPipeline, "add-xl": ADDXLPipeline})
 
 __all__ = ["DEFAULT_STUDENT_TIMESTEPS", "ADDPipeline", "ADDXLPipeline", "spread_timesteps", "student_scheduler"]

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers import SchedulerMixin
 from diffusers.utils import logging
 
 # Below "diffusers", so that `diffusers.logging.set_verbosity_error()` silences it too.
@@ -13,11 +12,11 @@ _NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_em
 _warned: set[str] = set()
 
 
-def warn_about_call(scheduler: SchedulerMixin, arguments: Mapping[str, Any]) -> None:
+def warn_about_call(scheduler: Any, arguments: Mapping[str, Any]) -> None:
     """Warn of guidance, of a negative prompt without guidance, and of a model that does not seem to be a student.
 
     Args:
-        scheduler: the pipeline's.
+        scheduler: the pipeline's, of any stock class.
         arguments: of the pipeline's call, by name.
     """
     scale = arguments["guidance_scale"]

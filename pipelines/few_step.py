@@ -5,6 +5,8 @@ the others in this folder that it needs in place of the lines that import them. 
 library, torch, diffusers and each other.
 """
 
+# pyright: reportPrivateImportUsage=false
+
 import inspect
 from typing import Any, ClassVar
 
@@ -15,13 +17,14 @@ from diffusers.image_processor import VaeImageProcessor
 
 from .call_warnings import warn_about_call
 from .precision import Float32LatentsMixin, to_bfloat16
+from .saving import SavingMixin
 from .timesteps import DEFAULT_STUDENT_TIMESTEPS, check_strength, fewest_steps, spread_timesteps
 
 # Arguments that have no meaning without another one.
 _NEEDS = {"strength": "image", "mask_image": "image", "padding_mask_crop": "mask_image"}
 
 
-class FewStepMixin(Float32LatentsMixin):
+class FewStepMixin(Float32LatentsMixin, SavingMixin):
     """Turns a stock pipeline into one for ADD students: `image = pipe("a red fox").images[0]` samples in one step.
 
     Text-to-image, image-to-image and inpainting are the stock pipelines' own calls on this pipeline's components, at
@@ -61,13 +64,12 @@ class FewStepMixin(Float32LatentsMixin):
     A subclass sets the class attributes below.
 
     Attributes:
-        _stock_class, _image_class, _inpaint_class: the family's stock pipelines.
+        _image_class, _inpaint_class: the other two of the family's stock pipelines, beside `_stock_class`.
         _addition_embed_type: the kind of added conditioning of the family's UNet.
         _other_families: classes for repositories of other families, by the stock class in their `model_index.json`.
             Empty in a file that runs alone; the package fills it.
     """
 
-    _stock_class: ClassVar[type[DiffusionPipeline]]
     _image_class: ClassVar[type[DiffusionPipeline]]
     _inpaint_class: ClassVar[type[DiffusionPipeline]]
     _addition_embed_type: ClassVar[str | None]
@@ -84,7 +86,8 @@ class FewStepMixin(Float32LatentsMixin):
         """
         hub_keys = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
         hub_kwargs = {key: kwargs[key] for key in hub_keys if key in kwargs}
-        found = cls.load_config(pretrained_model_name_or_path, **hub_kwargs)["_class_name"]
+        index: Any = cls.load_config(pretrained_model_name_or_path, **hub_kwargs)
+        found = index["_class_name"]
         if found in cls._other_families:
             return cls._other_families[found].from_pretrained(pretrained_model_name_or_path, **kwargs)
         if found != cls._stock_class.__name__:

@@ -1,4 +1,6 @@
-"""`pipe.optimize()`: the same images sooner. Part of the published file like `few_step.py`, so it imports as little."""
+"""`pipe.optimize()`: the same images in less time."""
+
+# pyright: reportPrivateImportUsage=false
 
 import functools
 import weakref
@@ -9,10 +11,12 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, FusedAttnProcessor2_0
 
-CACHED_PROMPTS = 64  # calls' worth of embeddings: in SDXL, 0.3 MB each at half precision
+from .stock import StockPipeline
+
+CACHED_PROMPTS = 64  # calls whose embeddings are kept: for SDXL 0.3 MB each in half precision
 
 
-class OptimizeMixin:
+class OptimizeMixin(StockPipeline):
     """Adds `optimize` to a pipeline with a UNet and an autoencoder."""
 
     def optimize(
@@ -25,26 +29,27 @@ class OptimizeMixin:
     ):
         """Make later calls faster, in place. The images stay the same up to rounding, except with `tiny_vae`.
 
-        The modules stay what they are, only with another way to run them: saving, `from_pipe`, offloading and adapters
-        work as before. What an argument turns on isn't turned off by a second call, but for `cache_prompts`.
+        The modules are not replaced, so saving, `from_pipe`, offloading and adapters work as before. A second call does
+        not turn off what an earlier one has turned on, except for `cache_prompts`.
 
         Args:
-            compile: `torch.compile` the UNet and the decoder: pays on the second call of a size, for the first one
-                compiles. A dict is its arguments, such as `{"mode": "max-autotune"}`.
-            channels_last: the memory layout that convolutions prefer on most devices.
-            tiny_vae: an `AutoencoderTiny` trained for this family's latents, or where it is loaded from. It replaces
-                `vae` (and is saved in its place): much less time and memory, somewhat coarser texture.
-            fuse_qkv: compute queries, keys and values in one product. Only while nothing else has changed the UNet's
-                attention: with a LoRA or an IP-Adapter it is left as it is, and a LoRA loaded later undoes it, since
-                adapters act on the separate weights.
-            cache_prompts: keep the embeddings of the last prompts, so that other seeds of one prompt skip the text
-                encoders. Changed encoders or tokenizers are noticed; adapted ones aren't cached.
+            compile: compile the UNet and the decoder with `torch.compile`. The first call with an image size is slow,
+                because it compiles. A dict gives the arguments, such as `{"mode": "max-autotune"}`.
+            channels_last: use the memory layout that is fastest for convolutions on most devices.
+            tiny_vae: an `AutoencoderTiny` trained for this family's latents, or the repository or folder to load it
+                from. It replaces `vae`, also in what is saved, and takes much less time and memory for somewhat coarser
+                texture.
+            fuse_qkv: compute queries, keys and values in one matrix product. Attention that a LoRA or an IP-Adapter has
+                changed is not fused, and loading a LoRA later separates the products again, since adapters act on
+                the separate weights.
+            cache_prompts: keep the embeddings of the last prompts, so that further seeds of a prompt skip the text
+                encoders. A changed encoder or tokenizer is detected; the output of adapted encoders is not cached.
 
         Returns:
             The pipeline itself.
 
         Raises:
-            ValueError: for a `tiny_vae` of another size or other latents than `vae` has.
+            ValueError: if `tiny_vae` has another scale factor or number of latent channels than `vae`.
         """
         if tiny_vae is not None:
             self.register_modules(vae=_matching(tiny_vae, self.vae))
@@ -56,34 +61,35 @@ class OptimizeMixin:
             self.vae.to(memory_format=torch.channels_last)
         if compile:
             for module in (self.unet, self.vae.decoder):
-                if module._compiled_call_impl is None:  # in place, so that the weights keep their names
+                if module._compiled_call_impl is None:  # compiled in place, so that the weights keep their names
                     module.compile(**compile if isinstance(compile, dict) else {})
         self.__dict__.pop("encode_prompt", None)
-        if cache_prompts:  # on the instance: so image-to-image and inpainting, which share its state, have it too
+        if cache_prompts:  # on the instance, whose state image-to-image and inpainting share
             self.__dict__["encode_prompt"] = _PromptCache(self)
         return self
 
     def load_lora_weights(self, *args, **kwargs):
-        """As in stock pipelines; projections that `optimize` fused come apart first, or the adapter would miss them."""
+        """Load a LoRA as stock pipelines do, after separating the projections that `optimize` has fused."""
         _unfuse(self.unet)
         return super().load_lora_weights(*args, **kwargs)
 
 
 def _matching(tiny_vae: str | AutoencoderTiny, vae: AutoencoderKL | AutoencoderTiny) -> AutoencoderTiny:
-    """`tiny_vae`, loaded if need be, where `vae` is and in its precision."""
+    """Return `tiny_vae`, loaded if necessary, on the device and in the dtype of `vae`."""
     if not isinstance(tiny_vae, AutoencoderTiny):
         tiny_vae = AutoencoderTiny.from_pretrained(tiny_vae)
-    plans = [(2 ** (len(v.config.block_out_channels) - 1), v.config.latent_channels) for v in (tiny_vae, vae)]
+    configs: list[Any] = [tiny_vae.config, vae.config]
+    plans = [(2 ** (len(config.block_out_channels) - 1), config.latent_channels) for config in configs]
     if plans[0] != plans[1]:
         raise ValueError(
-            f"tiny_vae makes {plans[0][0]} pixels of a latent with {plans[0][1]} channels, but this pipeline's vae "
-            f"{plans[1][0]} of {plans[1][1]}. Use one made for it, such as madebyollin/taesd or madebyollin/taesdxl."
+            f"tiny_vae makes {plans[0][0]} pixels of a latent with {plans[0][1]} channels, but this pipeline's vae makes "
+            f"{plans[1][0]} of {plans[1][1]}. Use one trained for its latents, such as madebyollin/taesd or madebyollin/taesdxl."
         )
-    return tiny_vae.to(vae.device, vae.dtype).eval()
+    return tiny_vae.to(device=vae.device, dtype=vae.dtype).eval()
 
 
-def _fuse(network: torch.nn.Module) -> None:
-    """Fuse attention's projections, unless they are adapted. The fused copies never show among the weights."""
+def _fuse(network: Any) -> None:
+    """Fuse the projections of attention, unless they are adapted, and keep the fused copies out of the state dict."""
     processors = getattr(network, "attn_processors", {}).values()  # a tiny autoencoder has none
     stock = all(type(processor) is AttnProcessor2_0 for processor in processors)
     if not processors or not stock or getattr(network, "peft_config", None):
@@ -104,11 +110,12 @@ def _unfuse(network: torch.nn.Module) -> None:
                 delattr(module, name)
             module.fused_projections = False
             if isinstance(module.processor, FusedAttnProcessor2_0):
-                module.set_processor(AttnProcessor2_0())
+                unfused: Any = AttnProcessor2_0()  # set_processor is declared for one of the processors only
+                module.set_processor(unfused)
 
 
 class _PromptCache:
-    """A pipeline's `encode_prompt`, which remembers its last `CACHED_PROMPTS` answers to text."""
+    """A pipeline's `encode_prompt` that keeps its last `CACHED_PROMPTS` results for prompts given as text."""
 
     def __init__(self, pipe: Any):
         self._pipe, self._encode, self._answers = pipe, pipe.encode_prompt, OrderedDict()
@@ -125,7 +132,7 @@ class _PromptCache:
         self._answers[key] = answer  # the latest comes last
         if len(self._answers) > CACHED_PROMPTS:
             self._answers.popitem(last=False)
-        return tuple(e.clone() if torch.is_tensor(e) else e for e in answer)  # callers may write into theirs
+        return tuple(e.clone() if torch.is_tensor(e) else e for e in answer)  # the caller may modify its copy
 
     def _parts(self, *names: str) -> list[Any]:
         parts = [getattr(self._pipe, name, None) for name in names]
@@ -133,7 +140,7 @@ class _PromptCache:
 
 
 def _frozen(value: Any) -> Any:
-    """`value` as something to look up by; None if there are tensors in it, which aren't worth it."""
+    """Return `value` as a dictionary key, or None if it contains tensors, which are not cached."""
     if isinstance(value, dict):
         value = sorted(value.items())
     if isinstance(value, list | tuple):
@@ -143,5 +150,5 @@ def _frozen(value: Any) -> Any:
 
 
 def _state(module: torch.nn.Module) -> tuple:
-    """Changes whenever the module or a weight of it is replaced, cast or written to; not when it is offloaded."""
+    """Return what changes if the module or a weight of it is replaced, cast or modified, but not if it is offloaded."""
     return weakref.ref(module), tuple((id(p), p._version, p.dtype) for p in module.parameters())

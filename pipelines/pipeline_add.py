@@ -6,6 +6,8 @@ plain diffusers, with this class, or as remote code:
 `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`.
 """
 
+# pyright: reportPrivateImportUsage=false
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,10 +19,10 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
 from .few_step import FewStepMixin
 from .optimize import OptimizeMixin
-from .saving import SavingMixin, whole_source
+from .saving import whole_source
 
 
-class ADDPipeline(FewStepMixin, OptimizeMixin, SavingMixin, StableDiffusionPipeline):
+class ADDPipeline(FewStepMixin, OptimizeMixin, StableDiffusionPipeline):
     """Text-to-image, image-to-image and inpainting by an ADD student of Stable Diffusion; see `FewStepMixin`."""
 
     _stock_class = StableDiffusionPipeline
@@ -31,7 +33,7 @@ class ADDPipeline(FewStepMixin, OptimizeMixin, SavingMixin, StableDiffusionPipel
     _source = whole_source(__file__)
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         prompt: str | list[str] | None = None,
         height: int | None = None,

@@ -6,6 +6,8 @@ plain diffusers, with this class, or as remote code:
 `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`.
 """
 
+# pyright: reportPrivateImportUsage=false
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,14 +15,14 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
-from diffusers.pipelines.stable_diffusion_xl import StableDiffusionXLPipelineOutput
+from diffusers.pipelines.stable_diffusion_xl.pipeline_output import StableDiffusionXLPipelineOutput
 
 from .few_step import FewStepMixin
 from .optimize import OptimizeMixin
-from .saving import SavingMixin, whole_source
+from .saving import whole_source
 
 
-class ADDXLPipeline(FewStepMixin, OptimizeMixin, SavingMixin, StableDiffusionXLPipeline):
+class ADDXLPipeline(FewStepMixin, OptimizeMixin, StableDiffusionXLPipeline):
     """Text-to-image, image-to-image and inpainting by an ADD student of SDXL; see `FewStepMixin`."""
 
     _stock_class = StableDiffusionXLPipeline
@@ -31,7 +33,7 @@ class ADDXLPipeline(FewStepMixin, OptimizeMixin, SavingMixin, StableDiffusionXLP
     _source = whole_source(__file__)
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         prompt: str | list[str] | None = None,
         prompt_2: str | list[str] | None = None,

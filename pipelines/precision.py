@@ -6,12 +6,16 @@ eps consists mostly of the noise itself, on its way from the UNet's first layers
 to its last layers. `keep_output_in_float32` keeps these in float32.
 """
 
+# pyright: reportPrivateImportUsage=false
+
 import inspect
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
+
+from .stock import StockPipeline
 
 
 def keep_output_in_float32(unet: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -26,12 +30,12 @@ def keep_output_in_float32(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     one-step latent (standard deviation 1.9) falls from 0.070 to 0.004 under autocast, and from 0.080 to 0.004 with
     bfloat16 weights: float16 has 0.008. Without the first down block it would be 0.017 and 0.025. Weights that have
     already been rounded to bfloat16 cannot be restored, and leave 0.033; `to_bfloat16` rounds only the other ones. The
-    outermost blocks have the highest resolution, so these layers
-    are 38 % of the operations of Stable Diffusion 1.5 (512 pixels) and 7 % of SDXL (1024 pixels). TF32, if enabled,
-    reduces their cost and is as precise as float16.
+    outermost blocks have the highest resolution, so these layers are 38 % of the operations of Stable Diffusion 1.5
+    (512 pixels) and 7 % of SDXL (1024 pixels). TF32, if enabled, reduces their cost and is as precise as float16.
 
-    Call it before the UNet is compiled or wrapped for distribution; further calls change nothing. It uses hooks, which
-    work together with gradient checkpointing, adapters, offloading, `torch.compile` and `copy.deepcopy`.
+    Call it before the UNet is compiled or wrapped for distribution, and after adapters have been added to `conv_in` or
+    `conv_out`, which replaces these modules. Further calls change nothing. It uses hooks, which work together with
+    gradient checkpointing, adapters, offloading, `torch.compile` and `copy.deepcopy`.
 
     Args:
         unet: takes samples `(B, C, H, W)`; only useful where it predicts epsilon.
@@ -57,13 +61,13 @@ def to_bfloat16(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return keep_output_in_float32(unet)
 
 
-def _precise_names(unet: nn.Module) -> list[str]:
+def _precise_names(unet: UNet2DConditionModel) -> list[str]:
     """The names of the modules kept in float32."""
     names = ["conv_in", "down_blocks.0", f"up_blocks.{len(unet.up_blocks) - 1}", "conv_norm_out", "conv_out"]
     return [name for name in names if name in dict(_stages(unet))]
 
 
-def _stages(unet: nn.Module) -> list[tuple[str, nn.Module]]:
+def _stages(unet: UNet2DConditionModel) -> list[tuple[str, nn.Module]]:
     """What a forward pass calls one after the other, with names: the UNet's children, and each block of its lists."""
     found = []
     for name, child in unet.named_children():
@@ -78,13 +82,13 @@ def _set_dtypes(unet: UNet2DConditionModel, precise: list[str], dtype: torch.dty
         module.to(torch.float32 if name in precise else dtype)
     if unet._keep_in_fp32_modules != precise:
         # By this name diffusers leaves them out when it is asked for the model's dtype.
-        unet._keep_in_fp32_modules = precise
+        vars(unet)["_keep_in_fp32_modules"] = precise
         unet.register_state_dict_post_hook(_round_precise)
 
 
-def _round_precise(unet: nn.Module, weights: dict[str, Any], prefix: str, _: Any) -> None:
+def _round_precise(unet: UNet2DConditionModel, weights: dict[str, Any], prefix: str, _: Any) -> None:
     """Show one dtype in the state dict, that of a UNet which was simply loaded in it."""
-    for name in unet._keep_in_fp32_modules:
+    for name in vars(unet)["_keep_in_fp32_modules"]:
         for key in [key for key in weights if key.startswith(f"{prefix}{name}.")]:
             weights[key] = weights[key].to(unet.dtype)
 
@@ -118,12 +122,12 @@ def _suspend_autocast(module: nn.Module, args: tuple, kwargs: dict[str, Any]) ->
     device = _device_type(args, kwargs)
     if _is_autocast(device) and torch.get_autocast_dtype(device) == torch.bfloat16 and _dtype(module) == torch.float32:
         torch.set_autocast_enabled(device, False)
-        module._suspended_autocast = device
+        vars(module)["_suspended_autocast"] = device
 
 
 def _resume_autocast(module: nn.Module, _: tuple, __: Any) -> None:
     """After it, or when it has failed: switch autocast on again."""
-    device = module.__dict__.pop("_suspended_autocast", None)
+    device = vars(module).pop("_suspended_autocast", None)
     if device is not None:
         torch.set_autocast_enabled(device, True)
 
@@ -144,7 +148,7 @@ def _device_type(*values: Any) -> str:
     return ""
 
 
-class Float32LatentsMixin:
+class Float32LatentsMixin(StockPipeline):
     """Gives a stock pipeline's call float32 latents, where its UNet is in bfloat16 and predicts epsilon.
 
     The scheduler then computes in float32, and the noise of a seed is that of a float32 pipeline.

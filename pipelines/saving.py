@@ -1,18 +1,21 @@
 """Saving a pipeline in the published layout: a stock `model_index.json` with the pipeline's own source beside it."""
 
+# pyright: reportPrivateImportUsage=false
+
 import json
 import re
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from diffusers import DiffusionPipeline
+
+from .stock import StockPipeline
 
 # Where diffusers and transformers record in configs that a model was loaded from: a local path, which should not be
 # published and would make the files of a model that was loaded and saved again differ from the original ones.
 _LOADING_TRACES = ("_name_or_path", "is_local", "local_files_only")
 _NEIGHBOR_IMPORT = re.compile(rb"^from \.(\w+) import (?:\([^)]*\)|.*)\n", flags=re.MULTILINE)
-_Pipeline = DiffusionPipeline if TYPE_CHECKING else object  # what the mixins are mixed into
 
 
 def whole_source(file: str) -> bytes:
@@ -36,7 +39,7 @@ def whole_source(file: str) -> bytes:
     return insert(Path(file))
 
 
-class SavingMixin(_Pipeline):
+class SavingMixin(StockPipeline):
     """Saves a pipeline so that stock diffusers loads it, and with its source so that remote code does.
 
     Attributes:

@@ -1,5 +1,7 @@
 """The stock scheduler that a student is published with."""
 
+# pyright: reportPrivateImportUsage=false
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,23 +20,23 @@ def student_scheduler(
 ) -> DDPMScheduler:
     """Build the stock scheduler with which a student samples exactly as it was trained.
 
-    Ancestral sampling (Ho et al. 2020, eq. 7; Euler-ancestral with eta = 1 has the same law) on the teacher's betas,
-    trailing spacing, start from unit Gaussian noise at T - 1. There epsilon students give
+    It samples ancestrally (Ho et al. 2020, eq. 7; Euler-ancestral with eta = 1 has the same distribution) with the
+    teacher's betas and trailing spacing, from unit Gaussian noise at T - 1. There, epsilon students give
     x0 = (x - sigma eps) / alpha with the schedule's own finite alpha, while v-prediction and sample students have
     the schedule rescaled to zero terminal SNR (Lin et al. 2305.08891), so that x0 = -v or x0 itself, exactly.
 
     Args:
-        teacher_config: config of a scheduler with the teacher's noise schedule, of any stock class.
-        prediction_type: the student's: "epsilon", "v_prediction" or "sample".
-        student_timesteps: the training indices the student is trained at; T - 1 is one of them.
-        rescale_betas_zero_snr: None decides by `prediction_type`, as above.
+        teacher_config: config of a scheduler of any stock class with the teacher's noise schedule.
+        prediction_type: of the student: "epsilon", "v_prediction" or "sample".
+        student_timesteps: the training indices at which the student is trained, including T - 1.
+        rescale_betas_zero_snr: by default, True unless `prediction_type` is "epsilon".
 
     Returns:
         A stock scheduler whose config also carries `student_timesteps`, under a private name that stock loaders ignore.
 
     Raises:
-        ValueError: for another kind of noise schedule or prediction type, for epsilon on a rescaled schedule, or for
-            timesteps that cannot be used.
+        ValueError: for another kind of noise schedule or prediction type, for epsilon with a rescaled schedule, or for
+            timesteps that are repeated, out of range or without T - 1.
     """
     missing = [key for key in _NOISE_SCHEDULE if key not in teacher_config]
     if missing:
@@ -47,8 +49,8 @@ def student_scheduler(
         rescale_betas_zero_snr = prediction_type != "epsilon"
     if rescale_betas_zero_snr and prediction_type == "epsilon":
         raise ValueError(
-            "rescale_betas_zero_snr=True cannot go with prediction_type='epsilon': x0 = (x - sigma eps) / alpha "
-            "divides by zero at the last timestep. Use False: the input there is pure noise all the same."
+            "rescale_betas_zero_snr=True cannot be combined with prediction_type='epsilon': x0 = (x - sigma eps) / alpha "
+            "divides by zero at the last timestep. Use False: sampling starts from pure noise in any case."
         )
     last = teacher_config["num_train_timesteps"] - 1
     timesteps = sorted({int(t) for t in student_timesteps})

@@ -1,4 +1,5 @@
-"""What many tests share: quiet libraries, one thread each (tests run in parallel), and a small world on disk."""
+"""What many tests share: quiet libraries, no network, one thread each (tests run in parallel), and a small world on
+disk."""
 
 import os
 
@@ -12,9 +13,11 @@ import torch
 from accelerate.state import AcceleratorState
 
 from tests import tiny_world
-from tests.trainers import SCRIPTS, Script
+from tests.network import block_network
+from tests.runs import SCRIPTS, Script
 
 torch.set_num_threads(1)
+block_network()
 
 # diffusers' own tests run against ours only where a checkout of diffusers is named: `make test-conformance`.
 collect_ignore = [] if "DIFFUSERS_CHECKOUT" in os.environ else ["conformance"]

@@ -1,7 +1,7 @@
-"""What stands before the first iteration: processes and precision, and what is said about the run."""
+"""The processes of a run, their precision, trackers and logs."""
 
-import argparse
 import logging
+import sys
 from pathlib import Path
 
 import diffusers
@@ -11,18 +11,19 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration
 
 from training.errors import OptionError
-from training.options.arguments import NONE
-from training.options.derived import default_precision, guidance_scale
+from training.options.derived import precision
+from training.options.method import NONE
+from training.options.options import Options
 
 
-def make_accelerator(args: argparse.Namespace) -> Accelerator:
+def make_accelerator(options: Options) -> Accelerator:
     """Accelerator with the run's precision and trackers, and quiet logs on all processes but the first."""
-    report_to = None if args.report_to == NONE else args.report_to
-    logging_dir = Path(args.output_dir, args.logging_dir)
+    report_to = None if options.output.report_to == NONE else options.output.report_to
+    logging_dir = Path(options.output.output_dir, options.output.logging_dir)
     accelerator = Accelerator(
-        mixed_precision=args.mixed_precision or default_precision(),
+        mixed_precision=precision(options),
         log_with=report_to,
-        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=str(logging_dir)),
+        project_config=ProjectConfiguration(project_dir=options.output.output_dir, logging_dir=str(logging_dir)),
     )
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise OptionError(
@@ -34,46 +35,21 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level)
     for library in (transformers.utils.logging, diffusers.utils.logging):
         library.set_verbosity(logging.WARNING if level == logging.INFO else logging.ERROR)
+        if not sys.stderr.isatty():  # in a file each redrawing of a bar would be a line
+            library.disable_progress_bar()
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if args.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    # It reports a missing CPU kernel at import, in every run, although 4-bit weights also work without that kernel.
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    set_tf32(options.hardware.allow_tf32)
     return accelerator
 
 
-def describe(args: argparse.Namespace, accelerator: Accelerator, parts: dict[str, object]) -> str:
-    """The resolved configuration in a few lines, for the start of the log."""
-    batch = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-    memory = {
-        "LoRA rank": args.use_lora and args.lora_rank,
-        "teacher": args.teacher_precision,
-        "gradient checkpointing": args.gradient_checkpointing,
-        "8-bit Adam": args.use_8bit_adam,
-        "decoded crop": args.decode_crop_size,
-        "tiny decoder": args.pretrained_tiny_vae_model,
-        "cache": args.cache_dir_latents,
-    }
-    lines = {
-        "teacher": f"{args.pretrained_teacher_model} ({parts['teacher_prediction']}, guidance "
-        f"{guidance_scale(args):g}, {args.teacher_steps} step, t in "
-        "[{}, {}))".format(*args.teacher_timestep_range),
-        "student": f"{args.pretrained_student_model or 'the same'} ({parts['student_prediction']}), "
-        f"{parts['student_parameters'] / 1e6:.2f}M trainable parameters from {args.student_init} weights",
-        "timesteps": f"{args.student_timesteps}, drawn {args.student_timestep_probabilities or 'uniformly'}, "
-        f"zero terminal SNR by `{parts['zero_snr']}`",
-        "discriminator": "none"
-        if args.adversarial_weight == 0
-        else f"{parts['head_parameters'] / 1e6:.2f}M parameters in {parts['num_taps']} heads "
-        f"({args.discriminator_norm} norm) on {args.discriminator_feature_model} at {parts['input_size']} px; "
-        f"c_text {args.discriminator_text_model}, c_img {args.discriminator_image_model}; "
-        f"real images {'reconstructed' if args.reconstruct_real else 'as they are'}",
-        "loss": f"{args.adversarial_weight:g} L_adv + {args.distillation_weight:g} L_distill "
-        f"({args.distillation_weighting}, {args.distillation_space}), R1 gamma {args.r1_gamma:g}",
-        "batch": f"{batch} = {args.train_batch_size} x {accelerator.num_processes} processes x "
-        f"{args.gradient_accumulation_steps} accumulated, of {parts['num_samples']} samples at {args.resolution} px",
-        "memory": ", ".join(name if value is True else f"{name} {value}" for name, value in memory.items() if value)
-        or "nothing is done to save it",
-        "run": f"{parts['total_steps']} iterations, learning rate {args.learning_rate:g} / "
-        f"{args.discriminator_learning_rate:g} (D), {accelerator.mixed_precision} on {accelerator.device}, "
-        f"seed {parts['seed']}",
-    }
-    return "\n".join(f"  {name:<14}{text}" for name, text in lines.items())
+def set_tf32(allowed: bool) -> None:
+    """Allow TF32 for all float32 matrix products and convolutions on a GPU, or for none.
+
+    torch's own defaults differ: TF32 is off for matrix products and ON for convolutions, of which the discriminator's
+    heads consist. The backward passes obey the same two switches, so the heads and R1 cannot be kept out of TF32 while
+    the rest uses it: it is one choice for the whole run.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed

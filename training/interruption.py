@@ -1,16 +1,24 @@
-"""A signal that asks a run to end: it saves a checkpoint first, at every process the same."""
+"""Ends a run at a signal, after a checkpoint that all processes save at the same step."""
 
 import os
 import signal
 import threading
+import time
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from training.errors import UserError
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they take a machine away
+# Ctrl-C, and what schedulers send before they take a machine away.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+# torchrun (also below `accelerate launch`) passes on the Ctrl-C that the terminal has already sent to every process.
+# The same signal within this time is that echo, not a second request.
+ECHO_SECONDS = 1.0
+UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"  # environment variable that torchrun sets for the processes it starts
 
 
 class Interrupted(UserError):
@@ -26,12 +34,20 @@ class Interrupted(UserError):
 
 
 class Interruption:
-    """Within this context SIGTERM and SIGUSR1 are noted instead of obeyed; a second one ends the process at once."""
+    """Within this context the first of `SIGNALS` is noted instead of obeyed; a second one ends the process at once.
+
+    A signal that the process was told to ignore, as `nohup` or a shell's `&` do with some, stays ignored.
+
+    Attributes:
+        received: number of the signal that was noted, 0 before.
+    """
 
     def __enter__(self) -> "Interruption":
-        self.received, self.process = 0, os.getpid()
+        self.received, self.received_at, self.process = 0, 0.0, os.getpid()
+        self.is_under_torchrun = UNDER_TORCHRUN in os.environ
         main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
-        self.previous = {s: signal.signal(s, self._receive) for s in SIGNALS} if main else {}
+        noted = [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN] if main else []
+        self.previous = {s: signal.signal(s, self._receive) for s in noted}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -39,15 +55,21 @@ class Interruption:
             signal.signal(signum, handler)
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
-        for s in SIGNALS:
-            signal.signal(s, signal.SIG_DFL)
-        if os.getpid() != self.process:  # a data worker, which has inherited this handler
+        is_echo = signum == self.received and time.monotonic() - self.received_at < ECHO_SECONDS
+        if os.getpid() != self.process or (self.received and not is_echo):  # a data worker has inherited this handler
+            signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
-        self.received = signum
+        elif not self.received:
+            self.received, self.received_at = signum, time.monotonic()
+            # The default action works even where Python does not get to run, such as in a collective that hangs.
+            for s in self.previous:
+                if s != signum or not self.is_under_torchrun:
+                    signal.signal(s, signal.SIG_DFL)
 
     def agreed(self, accelerator: Accelerator) -> int:
         """The signal that any process has received, 0 for none. Several processes wait here for each other."""
         if accelerator.num_processes == 1:
             return self.received
         received = torch.tensor([self.received], device=accelerator.device)
-        return int(accelerator.gather(received).max())
+        gathered: Any = accelerator.gather(received)
+        return int(gathered.max())

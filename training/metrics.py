@@ -1,7 +1,21 @@
 """Running figures, kept on the device and read all at once every few iterations."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
+
+
+def average(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each scalar over the micro-batches of an iteration, detached. NaN stands for "none of these".
+
+    A figure of the samples at one timestep is NaN in a micro-batch that has none; the others give its mean. Elsewhere
+    a NaN is a fault, which the guarded update sees in the loss itself.
+    """
+    return {
+        name: torch.stack([v[name].detach().float() for v in values if name in v]).nanmean()
+        for name in dict.fromkeys(name for v in values for name in v)
+    }
 
 
 class Metrics:

@@ -1,6 +1,6 @@
 """Publish a finished run on the Hub: `python -m training.publish DIR --repo_id user/my-student`."""
 
-from training.publishing.hub import main
+from training.publishing.command import main
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""The page: every table beside the paper's values, what of the paper's findings holds, every row's exact command."""
+"""Composes the page: tables beside the paper's values, which of the paper's findings hold, and every row's command."""
 
 import shlex
 from collections.abc import Iterable
@@ -7,13 +7,13 @@ from typing import Any
 
 from evaluation.ablations.findings import COLLAPSE, FINDINGS, MARGIN, Sample
 from evaluation.ablations.run import Job, read_figures
-from evaluation.ablations.tables import DEFAULT, TABLES, Row
+from evaluation.ablations.tables import DEFAULT, TABLES, AblationRow
 from evaluation.ablations.worlds import World, missing_for
 
 Results = dict[tuple[str, int], dict[str, Sample]]  # (run, sampling steps) to figures over the seeds
 
 
-def collect(jobs: Iterable[Job]) -> Results:
+def collect_results(jobs: Iterable[Job]) -> Results:
     """Figures of all finished jobs."""
     values: dict[tuple[str, int], dict[str, list[float]]] = {}
     for job in jobs:
@@ -23,7 +23,7 @@ def collect(jobs: Iterable[Job]) -> Results:
     return {place: {key: Sample(tuple(found)) for key, found in keys.items()} for place, keys in values.items()}
 
 
-def number(sample: Sample | None, key: str) -> str:
+def format_sample(sample: Sample | None, key: str) -> str:
     """E.g. `2.05 ± 0.12`; agreement as the paper prints CLIP scores, in thousandths."""
     if sample is None:
         return "-"
@@ -36,11 +36,11 @@ def _line(cells: Iterable[object]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _paper(row: Row) -> tuple[str, str]:
+def _paper(row: AblationRow) -> tuple[str, str]:
     return tuple("-" if value is None else f"{value:g}" for value in (row.fid, row.clip_score))
 
 
-def table(letter: str, world: World, results: Results) -> str:
+def ablation_table(letter: str, world: World, results: Results) -> str:
     """One part of Table 1 in Markdown. Rows without figures say why."""
     part, keys = TABLES[letter], list(world.headings)
     head = ["row", *world.headings.values(), "seeds", "paper's FID ↓", "paper's CLIP score ↑"]
@@ -49,7 +49,7 @@ def table(letter: str, world: World, results: Results) -> str:
         figures = results.get((row.run, 1), {})
         reason = missing_for(world, row) or ("" if figures else "not run")
         label = f"**{row.label}**" if row.run == DEFAULT else row.label
-        ours = [number(figures.get(key), key) for key in keys]
+        ours = [format_sample(figures.get(key), key) for key in keys]
         seeds = len(figures["distance"].values) if figures else f"({reason})"
         lines.append(_line([label, *ours, seeds, *_paper(row)]))
     return f"### ({letter}) {part.title}\n\n" + "\n".join(lines)
@@ -63,11 +63,11 @@ def steps_table(letters: Iterable[str], world: World, results: Results) -> str:
         label = "**default**" if run == DEFAULT else row.label
         for steps in row.sampling_steps:
             figures = results.get((run, steps), {})
-            lines.append(_line([label, steps, *(number(figures.get(key), key) for key in world.headings)]))
+            lines.append(_line([label, steps, *(format_sample(figures.get(key), key) for key in world.headings)]))
     return "### Sampling steps\n\n" + "\n".join(lines)
 
 
-def judge(letters: Iterable[str], results: Results) -> list[dict[str, str]]:
+def judge_findings(letters: Iterable[str], results: Results) -> list[dict[str, str]]:
     """Every finding of these tables that something was measured for, with its verdict."""
 
     def figure(run: str, key: str, steps: int) -> Sample | None:
@@ -78,17 +78,23 @@ def judge(letters: Iterable[str], results: Results) -> list[dict[str, str]]:
     return [{"table": f.table, "finding": f.text, "verdict": v} for f, v in judged if v is not None]
 
 
-def to_json(letters: list[str], jobs: list[Job], results: Results, facts: dict[str, Any]) -> dict[str, Any]:
-    """The same content for programs."""
+def results_json(letters: list[str], jobs: list[Job], results: Results, facts: dict[str, Any]) -> dict[str, Any]:
+    """The content of the page as JSON values."""
     runs = [
         {"run": run, "sampling_steps": steps, **{key: list(sample.values) for key, sample in figures.items()}}
         for (run, steps), figures in sorted(results.items())
     ]
     commands = {f"{job.row.run}/seed-{job.seed}": shlex.join(job.command) for job in jobs}
-    return {"tables": letters, "findings": judge(letters, results), "runs": runs, "commands": commands, **facts}
+    return {
+        "tables": letters,
+        "findings": judge_findings(letters, results),
+        "runs": runs,
+        "commands": commands,
+        **facts,
+    }
 
 
-def markdown(
+def ablations_markdown(
     letters: list[str],
     world: World,
     jobs: list[Job],
@@ -105,7 +111,8 @@ def markdown(
         facts: `command`, `preparations` (lists of commands) and `environment`.
     """
     findings = [
-        _line([entry["table"], entry["finding"], f"**{entry['verdict']}**"]) for entry in judge(letters, results)
+        _line([entry["table"], entry["finding"], f"**{entry['verdict']}**"])
+        for entry in judge_findings(letters, results)
     ]
     parts = [
         "# The paper's ablations (Table 1), run again",
@@ -119,11 +126,11 @@ def markdown(
         f"have {COLLAPSE:g} times the default's distance.",
         *([notes.read_text(encoding="utf-8").strip()] if notes else []),
         "## Tables",
-        *(table(letter, world, results) for letter in letters),
+        *(ablation_table(letter, world, results) for letter in letters),
         steps_table(letters, world, results),
         *(["## Failed", "\n".join(f"- {name}: {message}" for name, message in failed.items())] if failed else []),
         "## How to repeat",
-        "All of it: " + f"`{facts['command']}`. Row by row:",
+        "All of it: " + f"`{facts['command']}`. AblationRow by row:",
         "```sh\n" + "\n".join(map(shlex.join, [*facts["preparations"], *(job.command for job in jobs)])) + "\n```",
         "Measured with " + ", ".join(f"{key} {value}" for key, value in facts["environment"].items()) + ".",
     ]

@@ -1,4 +1,4 @@
-"""Run the rows: one folder for each row and seed, each trained by the training script, measured, and kept.
+"""Runs the rows: each row and seed has a folder, is trained by the training script, measured, and kept.
 
     OUT/runs/loss-sds/seed-0/run.json        the command, written first
     OUT/runs/loss-sds/seed-0/student/        what it published, its checkpoints and logs
@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from evaluation.ablations.tables import COMMON, Row
+from evaluation.ablations.recipe import merge_flags
+from evaluation.ablations.tables import COMMON, AblationRow
 from evaluation.ablations.worlds import Figures, Launch, World, missing_for
 from evaluation.errors import EvaluationError
-from evaluation.recipe import merge_flags
-from evaluation.runs import write_json
+from evaluation.runs.run import write_json
 
 CHECKPOINTS = 3  # a run; what a kill costs is a third of it
 
@@ -33,7 +33,7 @@ CHECKPOINTS = 3  # a run; what a kill costs is a third of it
 class Job:
     """A row's training by one seed: its folder and its exact command."""
 
-    row: Row
+    row: AblationRow
     seed: int
     folder: Path
     command: tuple[str, ...]
@@ -44,15 +44,23 @@ class Job:
         return self.folder / "student"
 
 
-def plan(
-    rows: Iterable[Row], world: World, seeds: list[int], recipe: list[str], steps: int, out: Path, launcher: list[str]
+def plan_jobs(
+    rows: Iterable[AblationRow],
+    world: World,
+    seeds: list[int],
+    recipe: list[str],
+    steps: int,
+    out: Path,
+    launcher: list[str],
 ) -> list[Job]:
     """The jobs of rows that `world` has the networks for; rows of several tables that are one run come once."""
     unique = {row.run: row for row in rows if missing_for(world, row) is None}
     return [_job(row, seed, world, recipe, steps, out, launcher) for row in unique.values() for seed in seeds]
 
 
-def _job(row: Row, seed: int, world: World, recipe: list[str], steps: int, out: Path, launcher: list[str]) -> Job:
+def _job(
+    row: AblationRow, seed: int, world: World, recipe: list[str], steps: int, out: Path, launcher: list[str]
+) -> Job:
     folder = out / "runs" / row.run / f"seed-{seed}"
     named = {f"{{{name}}}": value for name, value in world.networks.items()}
     own = [named.get(word, word) for word in (*COMMON, *row.flags)]
@@ -74,7 +82,7 @@ def read_figures(folder: Path) -> dict[int, Figures] | None:
     return {int(steps): figures for steps, figures in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
-def begin(job: Job, protocol: str) -> None:
+def begin_job(job: Job, protocol: str) -> None:
     """Make the job's folder, or refuse one that holds something else.
 
     Args:
@@ -93,7 +101,7 @@ def begin(job: Job, protocol: str) -> None:
         old, new = (shlex.split(f"{run['command']} measured: {run['measured']}") for run in (there, now))
         only_old, only_new = (shlex.join(w for w in a if w not in b) or "-" for a, b in ((old, new), (new, old)))
         raise EvaluationError(
-            f"--output_dir: {job.folder} was begun otherwise; delete it or give another folder. "
+            f"--output_dir: {job.folder} was begun by another command; delete it or give another folder. "
             f"There: {only_old}; now: {only_new}"
         )
 
@@ -108,8 +116,8 @@ def launch_into(log: Path) -> Launch:
             words = [sys.executable, *command[1:]] if command[0] == "python" else command
             status = _run_group(words, file)
         if status:
-            tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:])
-            raise EvaluationError(f"`{shlex.join(command)}` ended with status {status}; {log} ends with:\n{tail}")
+            tail = " | ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:])
+            raise EvaluationError(f"`{shlex.join(command)}` ended with status {status}; {log} ends with: {tail}")
 
     return launch
 
@@ -121,7 +129,7 @@ def _run_group(words: list[str], output: TextIO) -> int:
     try:
         return process.wait()
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)  # its checkpoints bear that
+        os.killpg(process.pid, signal.SIGKILL)  # its checkpoints are whole whenever it is killed
         process.wait()
         raise
 
@@ -129,7 +137,7 @@ def _run_group(words: list[str], output: TextIO) -> int:
 def run_jobs(jobs: list[Job], world: World, launch_for: Callable[[Path], Launch] = launch_into) -> dict[str, str]:
     """Train and measure every job that is not done.
 
-    One that fails is noted, tried again by the next call, and does not stop the others.
+    A job that fails is reported, tried again by the next call, and does not stop the others.
 
     Returns:
         Message by run of those that failed.
@@ -138,7 +146,7 @@ def run_jobs(jobs: list[Job], world: World, launch_for: Callable[[Path], Launch]
         EvaluationError: a folder holds another run; before any job is started.
     """
     for job in jobs:
-        begin(job, world.protocol)
+        begin_job(job, world.protocol)
     failed = {}
     for number, job in enumerate(jobs, start=1):
         name = f"{job.row.run}, seed {job.seed}"
@@ -151,7 +159,7 @@ def run_jobs(jobs: list[Job], world: World, launch_for: Callable[[Path], Launch]
             launch = launch_for(job.folder / "train.log")
             if figures is None:
                 launch(list(job.command))
-            measured = {steps: world.measure(job.student, steps, launch) for steps in missing}
+            measured = {steps: world.measure_student(job.student, steps, launch) for steps in missing}
             write_json(job.folder / "metrics.json", {**(figures or {}), **measured})
         except ValueError as error:  # EvaluationError, and what the metrics say of a student that draws NaN
             failed[name] = str(error)

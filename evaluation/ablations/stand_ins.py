@@ -1,4 +1,4 @@
-"""Feature networks of the tiny world's own size that Table 1a needs and the world lacks.
+"""Builds feature networks of the tiny world's own size that Table 1a needs and the world lacks.
 
     python -m evaluation.ablations.stand_ins --tiny_dir build/tiny --output_dir build/ablations/stand_ins
 
@@ -9,16 +9,21 @@ for either to mean anything. The evaluator is never used: a student trained agai
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
+from evaluation.command_line import make_parser
+from evaluation.errors import EvaluationError
+from evaluation.tiny.judge import check_tiny_dir
 from examples.tiny.clip import BATCH_SIZE, ITERATIONS, LEARNING_RATE, contrastive_loss, tokenize
 from examples.tiny.data import Split, read_split
 from examples.tiny.images import make_processor, normalize, warp
 from examples.tiny.loop import draw, fit
 from examples.tiny.models import make_clip, make_tokenizer
+from training.command import run_command
 
 
 def train_clip(out: Path, train: Split, config: Dinov2Config, iterations: int) -> None:
@@ -39,14 +44,11 @@ def train_clip(out: Path, train: Split, config: Dinov2Config, iterations: int) -
     clip.save_pretrained(out)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Build both, or find them built."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny_dir", type=Path, required=True, help="the tiny world")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder to build in")
-    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="of the CLIP; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of both")
-    args = parser.parse_args(argv)
+def build_stand_ins(args: argparse.Namespace) -> None:
+    """Build both networks, or keep those that are built."""
+    check_tiny_dir(args.tiny_dir, "--tiny_dir")
+    if args.iterations < 1:
+        raise EvaluationError(f"--iterations {args.iterations}: give 1 or more.")
     config = Dinov2Config.from_pretrained(args.tiny_dir / "feature_network")
     for name in ("untrained", "clip"):
         out = args.output_dir / name
@@ -59,6 +61,21 @@ def main(argv: list[str] | None = None) -> None:
         else:
             Dinov2Model(config).save_pretrained(out)
         make_processor().save_pretrained(out)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        SystemExit: it failed, with the exit status.
+    """
+    parser = make_parser("python -m evaluation.ablations.stand_ins", __doc__)
+    add = parser.add_argument
+    add("--tiny_dir", type=Path, required=True, help="The tiny world.")
+    add("--output_dir", type=Path, required=True, help="Folder to build in.")
+    add("--iterations", type=int, default=ITERATIONS, help="Training iterations of the CLIP; default: %(default)s.")
+    add("--seed", type=int, default=0, help="Seed of both networks.")
+    run_command(parser, argv, build_stand_ins)
 
 
 if __name__ == "__main__":

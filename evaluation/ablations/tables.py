@@ -1,4 +1,4 @@
-"""Table 1 of the paper as data: what a row changes, and what the paper measured.
+"""Table 1 of the paper as data: the flags that a row changes, and the figures that the paper measured.
 
 A flag's value in braces is a network that the world in use names: `{teacher_xl}` is SDXL, or its tiny stand-in.
 """
@@ -12,8 +12,8 @@ SAMPLING_STEPS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row.
+class AblationRow:
+    """One row of Table 1, or of ours.
 
     Attributes:
         label: what the table calls it.
@@ -36,22 +36,22 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class AblationTable:
     """One of the six parts of Table 1, or ours: its title and its rows."""
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[AblationRow, ...]
 
 
-def _default(label: str) -> Row:
-    return Row(label, DEFAULT, (), 20.6, 0.319, sampling_steps=SAMPLING_STEPS)
+def _default(label: str) -> AblationRow:
+    return AblationRow(label, DEFAULT, (), 20.6, 0.319, sampling_steps=SAMPLING_STEPS)
 
 
-def _feature_network(label: str, run: str, name: str, fid: float | None, clip_score: float | None) -> Row:
-    return Row(label, run, ("--discriminator_feature_model", f"{{{name}}}"), fid, clip_score)
+def _feature_network(label: str, run: str, name: str, fid: float | None, clip_score: float | None) -> AblationRow:
+    return AblationRow(label, run, ("--discriminator_feature_model", f"{{{name}}}"), fid, clip_score)
 
 
-def _teacher(student: str, teacher: str, fid: float, clip_score: float) -> Row:
+def _teacher(student: str, teacher: str, fid: float, clip_score: float) -> AblationRow:
     """A row of Table 1e. Two latent spaces meet in pixels only, so the rows that have one stand in pixels too."""
     networks = {"sd": "{teacher}", "sdxl": "{teacher_xl}"}
     flags = ("--pretrained_teacher_model", networks[teacher], "--distillation_space", "pixel")
@@ -60,17 +60,17 @@ def _teacher(student: str, teacher: str, fid: float, clip_score: float) -> Row:
     names = {"sd": "SD2.1", "sdxl": "SDXL"}
     script = {"sd": "train_add.py", "sdxl": "train_add_sdxl.py"}[student]
     label = f"{names[student]} from {names[teacher]}"
-    return Row(label, f"teacher-{student}-of-{teacher}", flags, fid, clip_score, script)
+    return AblationRow(label, f"teacher-{student}-of-{teacher}", flags, fid, clip_score, script)
 
 
-def _ours(label: str, run: str, *flags: str, without: tuple[str, ...] = ()) -> Row:
-    return Row(label, run, flags, None, None, without=without, sampling_steps=SAMPLING_STEPS)
+def _ours(label: str, run: str, *flags: str, without: tuple[str, ...] = ()) -> AblationRow:
+    return AblationRow(label, run, flags, None, None, without=without, sampling_steps=SAMPLING_STEPS)
 
 
 NO_TEXT, NO_IMAGE = ("--discriminator_text_model", "none"), ("--discriminator_image_model", "none")
 
 TABLES = {
-    "a": Table(
+    "a": AblationTable(
         "Discriminator feature networks",
         (
             _feature_network("ViT-S, DINOv1", "features-dinov1-s", "dinov1_s", 21.5, 0.312),
@@ -80,24 +80,26 @@ TABLES = {
             _feature_network("untrained (not in the paper)", "features-untrained", "untrained", None, None),
         ),
     ),
-    "b": Table(
+    "b": AblationTable(
         "Discriminator conditioning",
         (
-            Row("none", "condition-none", NO_TEXT + NO_IMAGE, 21.2, 0.302),
-            Row("c_text", "condition-text", NO_IMAGE, 21.2, 0.307),
-            Row("c_img", "condition-image", NO_TEXT, 21.1, 0.316),
+            AblationRow("none", "condition-none", NO_TEXT + NO_IMAGE, 21.2, 0.302),
+            AblationRow("c_text", "condition-text", NO_IMAGE, 21.2, 0.307),
+            AblationRow("c_img", "condition-image", NO_TEXT, 21.1, 0.316),
             _default("c_text, c_img"),
         ),
     ),
-    "c": Table(
+    "c": AblationTable(
         "Student pretraining",
-        (Row("random", "student-random", ("--student_init", "random"), 293.6, 0.065), _default("pretrained")),
+        (AblationRow("random", "student-random", ("--student_init", "random"), 293.6, 0.065), _default("pretrained")),
     ),
-    "d": Table(
+    "d": AblationTable(
         "Loss terms",
         (
-            Row("adv", "loss-adversarial", ("--distillation_weight", "0"), 20.8, 0.315, sampling_steps=SAMPLING_STEPS),
-            Row(
+            AblationRow(
+                "adv", "loss-adversarial", ("--distillation_weight", "0"), 20.8, 0.315, sampling_steps=SAMPLING_STEPS
+            ),
+            AblationRow(
                 "distill",
                 "loss-distillation",
                 ("--adversarial_weight", "0"),
@@ -106,11 +108,11 @@ TABLES = {
                 sampling_steps=SAMPLING_STEPS,
             ),
             _default("adv + distill, exp"),
-            Row("adv + distill, sds", "loss-sds", ("--distillation_weighting", "sds"), 22.3, 0.325),
-            Row("adv + distill, nfsd", "loss-nfsd", ("--distillation_weighting", "nfsd"), 21.8, 0.327),
+            AblationRow("adv + distill, sds", "loss-sds", ("--distillation_weighting", "sds"), 22.3, 0.325),
+            AblationRow("adv + distill, nfsd", "loss-nfsd", ("--distillation_weighting", "nfsd"), 21.8, 0.327),
         ),
     ),
-    "e": Table(
+    "e": AblationTable(
         "Teacher type",
         (
             _teacher("sd", "sd", 20.6, 0.319),
@@ -119,15 +121,15 @@ TABLES = {
             _teacher("sdxl", "sdxl", 28.41, 0.325),
         ),
     ),
-    "f": Table(
+    "f": AblationTable(
         "Teacher steps",
         (
             _default("1"),
-            Row("2", "teacher-steps-2", ("--teacher_steps", "2"), 20.8, 0.321),
-            Row("4", "teacher-steps-4", ("--teacher_steps", "4"), 20.3, 0.317),
+            AblationRow("2", "teacher-steps-2", ("--teacher_steps", "2"), 20.8, 0.321),
+            AblationRow("4", "teacher-steps-4", ("--teacher_steps", "4"), 20.3, 0.317),
         ),
     ),
-    "ours": Table(
+    "ours": AblationTable(
         "Not in the paper: what the demo's recipe does otherwise, taken back one by one",
         (
             _default("the recipe"),

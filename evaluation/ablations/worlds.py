@@ -1,15 +1,15 @@
-"""Where the ablations are run: on the tiny world, or on real models. Which networks there are, and how to measure."""
+"""The tiny world and real models as places to run the ablations: their networks, flags and measurements."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from evaluation.ablations.tables import Row
+from evaluation.ablations.tables import AblationRow
 from evaluation.errors import EvaluationError
-from evaluation.runs import Run
-from evaluation.systems import System
-from evaluation.tiny import TinyJudge, check_tiny_dir
+from evaluation.runs.run import Run
+from evaluation.tiny.judge import TinyJudge, check_tiny_dir
+from evaluation.tiny.systems import System
 from pipelines import ADDPipeline
 
 Launch = Callable[[list[str]], None]  # runs a command; raises EvaluationError where it fails
@@ -33,14 +33,14 @@ class World(Protocol):
     def flags(self) -> list[str]:
         """Flags of the training script that name models and data; rows override them."""
 
-    def preparations(self, rows: list[Row]) -> list[list[str]]:
+    def preparations(self, rows: list[AblationRow]) -> list[list[str]]:
         """Commands to run before these rows can be trained; they leave alone what an earlier run of them has made."""
 
-    def measure(self, student: Path, steps: int, launch: Launch) -> Figures:
+    def measure_student(self, student: Path, steps: int, launch: Launch) -> Figures:
         """Draw with a published student in `steps` steps, and measure."""
 
 
-def missing_for(world: World, row: Row) -> str | None:
+def missing_for(world: World, row: AblationRow) -> str | None:
     """Why a row cannot be run in `world`; None if it can."""
     for name, reason in world.absent.items():
         if f"{{{name}}}" in row.flags:
@@ -90,16 +90,16 @@ class TinyWorld:
             "--discriminator_image_model", str(tiny / "feature_network"),
         ]  # fmt: skip
 
-    def preparations(self, rows: list[Row]) -> list[list[str]]:
+    def preparations(self, rows: list[AblationRow]) -> list[list[str]]:
         """The stand-ins, if a row wants one."""
         if not any(place in row.flags for row in rows for place in ("{clip_l}", "{untrained}")):
             return []
         words = ["--tiny_dir", str(self.tiny_dir), "--output_dir", str(self.stand_ins)]
         return [["python", "-m", "evaluation.ablations.stand_ins", *words]]
 
-    def measure(self, student: Path, steps: int, launch: Launch) -> Figures:
+    def measure_student(self, student: Path, steps: int, launch: Launch) -> Figures:
         """See `World`."""
-        row = self.judge.measure(ADDPipeline.from_pretrained(student), System("student", steps, 0.0))
+        row = self.judge.measure_system(ADDPipeline.from_pretrained(student), System("student", steps, 0.0))
         return {"distance": row.fd, "agreement": row.alignment, "diversity": row.diversity}
 
 
@@ -147,11 +147,11 @@ class RealWorld:
         """See `World`; the discriminator's networks are the training script's own defaults, as in the paper."""
         return ["--pretrained_teacher_model", self.base]
 
-    def preparations(self, rows: list[Row]) -> list[list[str]]:
+    def preparations(self, rows: list[AblationRow]) -> list[list[str]]:
         """None: all networks are the Hub's."""
         return []
 
-    def measure(self, student: Path, steps: int, launch: Launch) -> Figures:
+    def measure_student(self, student: Path, steps: int, launch: Launch) -> Figures:
         """See `World`. The images stay beside the student, so that other metrics can be had of them."""
         run = student.parent / f"images-{steps}"
         launch([

@@ -5,73 +5,76 @@
     python -m evaluation.preference elo --study study.sqlite --output elo.json
 
 `serve` shows people two images at a time; `judge` lets a reward model vote; `elo` computes win rates and ELO scores.
-Both kinds of votes may lie in one study and are counted apart.
+One study can hold both kinds of votes, which are counted apart.
 """
 
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation import environment
-from evaluation.errors import EvaluationError, exit_status
+from evaluation.command_line import OneLineParser, add_subcommand, make_parser, parse_count, parse_share
+from evaluation.errors import EvaluationError, require_packages
 from evaluation.preference.elo import ROUNDS
-from evaluation.preference.server import StudyServer
-from evaluation.preference.store import QUESTIONS, Store, read_study, read_votes
-from evaluation.preference.summary import count_checks, counted_votes, markdown, summarize
-from evaluation.runs import Run, open_comparable, write_json
+from evaluation.preference.store import QUESTIONS, Store, StudyBusyError
+from evaluation.preference.summary import (
+    count_checks,
+    counted_votes,
+    describe_voters,
+    preference_markdown,
+    summarize,
+)
+from evaluation.preference.votes import read_study, read_votes
+from evaluation.runs.environment import pick_device
+from evaluation.runs.files import write_json
+from evaluation.runs.run import Run, open_comparable
+from training.command import run_command
+
+PROGRAM = "python -m evaluation.preference"
+REWARD_ADVICE = (
+    "Give a Hub id or a folder with config.json, model.safetensors and tokenizer.json; --processor names the tokenizer "
+    "and image processor where they are not with the model."
+)
 
 
-def share(text: str) -> float:
-    """Parse a number in [0, 1]."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
-# One flag a line where it fits: this is a table, and the formatter would make it three screens longer.
+# One option a line where it fits: this is a table, and the formatter would make it three screens longer.
 # fmt: off
-def make_parser() -> argparse.ArgumentParser:
+def make_preference_parser() -> OneLineParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.preference", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    options = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-    serve = commands.add_parser("serve", help="show people pairs of images and keep their votes", **options)
-    judge = commands.add_parser("judge", help="let a reward model vote", **options)
-    elo = commands.add_parser("elo", help="win rates and ELO scores of the votes", **options)
+    parser = make_parser(PROGRAM, __doc__)
+    commands = parser.add_subparsers(dest="subcommand", required=True)
+    serve = add_subcommand(commands, "serve", "Show people pairs of images and keep their votes.")
+    judge = add_subcommand(commands, "judge", "Let a reward model vote.")
+    elo = add_subcommand(commands, "elo", "Compute win rates and ELO scores of the votes.")
     for command in (serve, judge, elo):
-        command.add_argument("--study", type=Path, required=True, help="SQLite file of the study; made if need be.")
+        command.add_argument("--study", type=Path, required=True, help="SQLite file of the study; `serve` and `judge` "
+            "make it if it does not exist.")
     for command in (serve, judge):
         add = command.add_argument
         add("runs", type=Path, nargs="+", metavar="RUN", help="Folders of runs over the same prompts and seeds.")
-        add("--num_prompts", type=positive, default=None, help="Compare the first so many prompts; the paper has 100.")
+        add("--num_prompts", type=parse_count, default=None, help="Number of prompts to compare on, from the first; "
+            "the paper has 100.")
     add = serve.add_argument
     add("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 lets other machines vote.")
     add("--port", type=int, default=8000, help="Port; 0 takes a free one.")
-    add("--votes_per_task", type=positive, default=4, help="Votes on every pair, prompt and question.")
-    add("--check_share", type=share, default=0.1, help="Share of attention checks: an image beside its spoilt copy.")
+    add("--allowed_hosts", nargs="+", default=[], metavar="NAME", help="Further names that browsers may call this "
+        "server by, such as that of a proxy. The machine's own are always allowed.")
+    add("--votes_per_task", type=parse_count, default=4, help="Votes on every pair, prompt and question.")
+    add("--check_share", type=parse_share, default=0.1, help="Share of attention checks, which show an image beside "
+        "its spoilt copy.")
     add = judge.add_argument
     add("--model", required=True, help="Hub id or folder of a reward model in CLIP's layout.")
     add("--processor", default=None, help="Hub id or folder of its processor, where that is not with the model.")
-    add("--batch_size", type=positive, default=32, help="Images that the model sees at once.")
+    add("--batch_size", type=parse_count, default=32, help="Images that the model sees at once.")
     add("--device", default=None, help="cpu, cuda, cuda:1; default: the accelerator if there is one.")
     add = elo.add_argument
     add("--output", type=Path, default=None, help="JSON file for the figures; `evaluation compare --elo` plots them.")
     add("--voters", choices=["people", "judges"], default="people", help="Whose votes count.")
-    add("--min_attention", type=share, default=0.8, help="Share of attention checks that a voter must have passed.")
-    add("--rounds", type=positive, default=ROUNDS, help="Shuffled orders of the games.")
-    add("--seed", type=int, default=0, help="Draws the orders.")
+    add("--min_attention", type=parse_share, default=0.8, help="Share of attention checks a voter must have passed.")
+    add("--rounds", type=parse_count, default=ROUNDS, help="Shuffled orders of the games.")
+    add("--seed", type=int, default=0, help="Seed of the orders.")
     return parser
 # fmt: on
 
@@ -96,61 +99,77 @@ def run_serve(args: argparse.Namespace, command: str) -> None:
     """Serve the page until interrupted."""
     if args.check_share == 1:
         raise EvaluationError("--check_share 1.0: attention checks alone never end; the share must be below 1.")
+    require_packages("starlette", "uvicorn")
+    from evaluation.preference.app import StudyPage, make_app
+    from evaluation.preference.server import StudyServer, choose_hosts
+
     store, runs, _ = open_study(args)
+    page = StudyPage(store, runs, args.votes_per_task, args.check_share)
+    hosts = choose_hosts(args.host, args.allowed_hosts)
+    server = StudyServer(make_app(page, hosts), args.host, args.port)
+    print(f"Vote at {server.url} (end with Ctrl-C). The votes are in {args.study}.", flush=True)
+    if args.host not in hosts[:2]:
+        print(f"Answers to the names {', '.join(hosts)}; --allowed_hosts adds others.", flush=True)
     try:
-        server = StudyServer((args.host, args.port), store, runs, args.votes_per_task, args.check_share)
-    except OSError as error:
-        raise EvaluationError(f"--host {args.host} --port {args.port}: {error.strerror}; try --port 0.") from error
-    with server:
-        print(
-            f"voting at http://{args.host}:{server.server_port}/ (end with Ctrl-C; votes are in {args.study})",
-            flush=True,
-        )
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print("closed")
+        server.run()
+    except KeyboardInterrupt:
+        print("closed")
 
 
 def run_judge(args: argparse.Namespace, command: str) -> None:
     """Let a model vote on all pairs, prompts and questions."""
-    from evaluation.encoders import ClipEncoder
-    from evaluation.preference.judge import rewards, vote_by_reward
+    from evaluation.metrics.encoders import ClipEncoder
+    from evaluation.preference.reward_model import score_images, vote_by_reward
 
     store, runs, count = open_study(args)
-    model = ClipEncoder(args.model, environment.pick_device(args.device), args.processor, flag="model")
-    scores = {run.name: rewards(model, run, count, args.batch_size) for run in runs}
+    model = ClipEncoder(args.model, pick_device(args.device), args.processor, flag="model", advice=REWARD_ADVICE)
+    scores = {run.name: score_images(model, run, count, args.batch_size) for run in runs}
     votes, ties = vote_by_reward(store, f"judge:{args.model}", scores)
     print(f"{votes} votes by {args.model} on {' and '.join(QUESTIONS)}, {ties} ties")
 
 
 def run_elo(args: argparse.Namespace, command: str) -> None:
     """Print the tables, and write the figures if asked."""
+    require_packages("scipy")
     study, votes = read_study(args.study), read_votes(args.study)
     counted = counted_votes(votes, args.voters, args.min_attention)
-    checks = count_checks(votes)
+    failed = [voter for voter, (passed, seen) in count_checks(votes).items() if passed < args.min_attention * seen]
     summary: dict[str, Any] = {
         **summarize(counted, study["runs"], args.rounds, args.seed),
         "voters": args.voters,
         "num_voters": len({vote["voter"] for vote in counted}),
-        "inattentive": sorted(voter for voter, (passed, seen) in checks.items() if passed < args.min_attention * seen),
+        "inattentive": describe_voters(votes, failed),
         "command": command,
     }
-    print(markdown(summary))
-    print(f"{len(counted)} votes of {summary['num_voters']} {args.voters}; "
-          f"{len(summary['inattentive'])} voters left out for failed attention checks.")  # fmt: skip
+    print(preference_markdown(summary))
+    print(
+        f"{len(counted)} votes of {summary['num_voters']} {args.voters}; {len(failed)} voters left out for failed "
+        "attention checks."
+    )
     if args.output:
         write_json(args.output, summary)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command. Returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = make_parser().parse_args(argv)
-    command = shlex.join(["python", "-m", "evaluation.preference", *argv])
-    commands = {"serve": run_serve, "judge": run_judge, "elo": run_elo}
-    return exit_status(lambda: commands[args.command](args, command))
+COMMANDS = {"serve": run_serve, "judge": run_judge, "elo": run_elo}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Raises:
+        SystemExit: it failed, with the exit status.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    command = shlex.join([*PROGRAM.split(), *words])
+
+    def run(args: argparse.Namespace) -> None:
+        try:
+            COMMANDS[args.subcommand](args, command)
+        except StudyBusyError as error:
+            raise EvaluationError(f"--study {args.study}: is locked by another program; try again.") from error
+
+    run_command(make_preference_parser(), words, run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,26 +1,25 @@
 """Win rates and ELO scores of pairwise votes, as in the paper's appendix B.2. Pure functions of arrays.
 
-Games are an integer array `(N, 2)`: index of the winner, index of the loser.
+Games are an integer array `(N, 3)`: index of the winner, index of the loser, and 1 for a tie of these two, else 0.
 """
 
 import numpy as np
-from scipy.stats import binomtest
 
 START, K = 1000.0, 1.0  # the paper's
 ROUNDS = 1000  # shuffled orders; the paper's text has "bootstrap ... in a randomly shuffled order"
 CONFIDENCE = 0.95
 
 
-def expected(rating: np.ndarray | float, other: np.ndarray | float) -> np.ndarray | float:
+def expected_share(rating: np.ndarray | float, other: np.ndarray | float) -> np.ndarray | float:
     """E_1 = 1 / (1 + 10^((R_2 - R_1) / 400)): the share of games that a player of `rating` should win."""
     return 1 / (1 + 10 ** ((other - rating) / 400))
 
 
-def play(games: np.ndarray, num_players: int, start: float = START, k: float = K) -> np.ndarray:
+def play_games(games: np.ndarray, num_players: int, start: float = START, k: float = K) -> np.ndarray:
     """Ratings after several series of games at once: R_i' = R_i + K (S_i - E_i), game by game.
 
     Args:
-        games: `(rounds, N, 2)`, winner and loser of every game in the order played.
+        games: `(rounds, N, 3)`, the games of every round in the order played. A tie counts as S = 1/2.
         num_players: P.
         start: every player's first rating.
         k: weight of one game.
@@ -30,17 +29,17 @@ def play(games: np.ndarray, num_players: int, start: float = START, k: float = K
     """
     rounds = np.arange(len(games))
     ratings = np.full((len(games), num_players), start)
-    for winner, loser in games.transpose(1, 2, 0):
-        gain = k * (1 - expected(ratings[rounds, winner], ratings[rounds, loser]))
+    for winner, loser, tie in games.transpose(1, 2, 0):
+        gain = k * (1 - tie / 2 - expected_share(ratings[rounds, winner], ratings[rounds, loser]))
         ratings[rounds, winner] += gain
         ratings[rounds, loser] -= gain
     return ratings
 
 
-def elo(games: np.ndarray, num_players: int, rounds: int = ROUNDS, seed: int = 0) -> np.ndarray:
+def elo_scores(games: np.ndarray, num_players: int, rounds: int = ROUNDS, seed: int = 0) -> np.ndarray:
     """ELO scores `(P,)`: the mean over `rounds` shuffled orders of all games (in one order the last weigh most)."""
     shuffled = _shuffle(games, rounds, np.random.default_rng(seed))
-    return play(shuffled, num_players).mean(axis=0)
+    return play_games(shuffled, num_players).mean(axis=0)
 
 
 def elo_interval(games: np.ndarray, num_players: int, rounds: int = ROUNDS, seed: int = 0) -> np.ndarray:
@@ -51,7 +50,7 @@ def elo_interval(games: np.ndarray, num_players: int, rounds: int = ROUNDS, seed
     generator = np.random.default_rng(seed)
     resampled = games[generator.integers(len(games), size=(rounds, len(games)))]
     tail = 50 * (1 - CONFIDENCE)
-    return np.percentile(play(resampled, num_players), [tail, 100 - tail], axis=0).T
+    return np.percentile(play_games(resampled, num_players), [tail, 100 - tail], axis=0).T
 
 
 def _shuffle(games: np.ndarray, rounds: int, generator: np.random.Generator) -> np.ndarray:
@@ -61,12 +60,24 @@ def _shuffle(games: np.ndarray, rounds: int, generator: np.random.Generator) -> 
 
 def win_rate(wins: int, total: int) -> tuple[float, float, float]:
     """Share of wins and its 95 % confidence interval (Wilson): `(share, low, high)`."""
+    from scipy.stats import binomtest  # here, since only the evaluation's extras have it
+
     interval = binomtest(wins, total).proportion_ci(CONFIDENCE, method="wilson")
     return wins / total, float(interval.low), float(interval.high)
 
 
 def win_counts(games: np.ndarray, num_players: int) -> np.ndarray:
-    """How often the row beat the column: integers `(P, P)`."""
+    """How often the row beat the column, ties left out: integers `(P, P)`."""
+    return _count_pairs(games[games[:, 2] == 0], num_players)
+
+
+def tie_counts(games: np.ndarray, num_players: int) -> np.ndarray:
+    """How often row and column tied: symmetric integers `(P, P)`."""
+    counts = _count_pairs(games[games[:, 2] == 1], num_players)
+    return counts + counts.T
+
+
+def _count_pairs(games: np.ndarray, num_players: int) -> np.ndarray:
     counts = np.zeros((num_players, num_players), dtype=int)
-    np.add.at(counts, tuple(games.T), 1)
+    np.add.at(counts, tuple(games[:, :2].T), 1)
     return counts

@@ -1,9 +1,10 @@
-"""The votes of a study, in SQLite: each once, and on the disk before the voter hears that it was taken.
+"""The votes of a study, in SQLite: each once, and on the disk before the voter is told that it was taken.
 
-A task is a pair of runs, a prompt and a question. Showing it to a voter makes an assignment: which image stands left is
-drawn then and kept, so a reloaded page shows the same. A vote fills the assignment, once.
+A task is a pair of runs, a prompt and a question. Showing it to a voter makes an assignment: which image is on the left
+is drawn then and kept, so a reloaded page shows the same. A vote fills the assignment, once.
 """
 
+import hashlib
 import itertools
 import json
 import random
@@ -18,26 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.errors import EvaluationError
+from evaluation.preference.schema import BUSY_SECONDS, connect_study
 
 QUESTIONS = ("quality", "adherence")
 SIDES = ("left", "right")
+TIE = "tie"
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS tasks (
-    id INTEGER PRIMARY KEY, prompt INTEGER NOT NULL, first TEXT NOT NULL, second TEXT NOT NULL, question TEXT NOT NULL,
-    UNIQUE (prompt, first, second, question)
-);
-CREATE TABLE IF NOT EXISTS assignments (
-    token TEXT PRIMARY KEY, voter TEXT NOT NULL, judge INTEGER NOT NULL DEFAULT 0,
-    task INTEGER NOT NULL REFERENCES tasks (id),
-    is_check INTEGER NOT NULL,          -- an attention check: the wrong side shows the right one's image, spoilt
-    swapped INTEGER NOT NULL,           -- 1: the second run stands left; in a check, the spoilt image does
-    shown_at REAL NOT NULL, choice TEXT CHECK (choice IN ('left', 'right')), voted_at REAL
-);
-CREATE UNIQUE INDEX IF NOT EXISTS once ON assignments (voter, task) WHERE NOT is_check;
-CREATE UNIQUE INDEX IF NOT EXISTS one_open ON assignments (voter) WHERE choice IS NULL;
-"""
+
+class StudyBusyError(Exception):
+    """The study's file stayed locked by another program; nothing was read or written, and asking again may work."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +36,9 @@ class Assignment:
 
     Attributes:
         token: secret name of the assignment.
-        voter: who.
+        voter: id of the voter.
         prompt: index of the prompt.
-        question: out of `QUESTIONS`.
+        question: one of `QUESTIONS`.
         left, right: names of the runs whose images are shown; both the same in an attention check.
         spoilt: the side whose image is spoilt, in an attention check; else None.
     """
@@ -66,20 +56,23 @@ class Store:
     """A study's file.
 
     Args:
-        path: SQLite file; made if need be.
+        path: SQLite file; made if it does not exist.
         study: JSON values that say what is compared: `runs` and `prompts_sha256`.
         num_prompts: prompts that every pair of runs is compared on.
+        busy_seconds: how long a request waits for a lock before it is a `StudyBusyError`.
 
     Raises:
         EvaluationError: the file holds another study.
     """
 
-    def __init__(self, path: Path, study: dict[str, Any], num_prompts: int):
+    def __init__(self, path: Path, study: dict[str, Any], num_prompts: int, busy_seconds: float = BUSY_SECONDS):
         self.lock = threading.Lock()
-        self.connection = _connect(path)
+        self.busy_seconds = busy_seconds
+        self.connection = connect_study(path, busy_seconds)
+        wanted = {key: json.dumps(value) for key, value in {**study, "num_prompts": num_prompts}.items()}
+        self.fingerprint = hashlib.sha256(json.dumps(sorted(wanted.items())).encode()).hexdigest()
         with self._transaction() as cursor:
             known = dict(cursor.execute("SELECT key, value FROM study"))
-            wanted = {key: json.dumps(value) for key, value in {**study, "num_prompts": num_prompts}.items()}
             if known and known != wanted:
                 changed = ", ".join(key for key in wanted if known.get(key) != wanted[key])
                 raise EvaluationError(f"--study {path} holds another study (other {changed}); give another file.")
@@ -91,53 +84,80 @@ class Store:
             )
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Cursor]:
-        """One at a time in this process, and all or nothing."""
-        with self.lock:
+    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Cursor]:
+        """One at a time in this process, and all or nothing; `DEFERRED` reads while another program writes."""
+        if not self.lock.acquire(timeout=self.busy_seconds):
+            raise StudyBusyError
+        try:
             cursor = self.connection.cursor()
-            cursor.execute("BEGIN IMMEDIATE")
-            try:
-                yield cursor
-            except BaseException:
+            cursor.execute(f"BEGIN {kind}")
+            yield cursor
+            cursor.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):  # without extended bits
+                raise StudyBusyError from error
+            raise
+        finally:
+            if self.connection.in_transaction:
                 self.connection.rollback()
-                raise
-            self.connection.commit()
+            self.lock.release()
+
+    def add_voter(self, participant: str | None) -> str:
+        """Make a voter, and return the secret that proves to be that voter. The file keeps only its hash.
+
+        Args:
+            participant: what the link to the page said of the voter, for the one who runs the study.
+        """
+        secret = secrets.token_urlsafe(32)
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO voters VALUES (?, ?, ?, ?)",
+                (secrets.token_hex(12), _hash(secret), participant, time.time()),
+            )
+        return secret
+
+    def find_voter(self, secret: str) -> str | None:
+        """Id of the voter whose secret this is; None if it is nobody's."""
+        with self._transaction("DEFERRED") as cursor:
+            row = cursor.execute("SELECT id FROM voters WHERE secret_sha256 = ?", (_hash(secret),)).fetchone()
+            return row and row[0]
 
     def assign(self, voter: str, votes_per_task: int, check_share: float) -> Assignment | None:
-        """What `voter` is to answer next: what lies open, or something new; None when nothing is left.
+        """The next assignment of `voter`: the open one if there is one, else a new one; None when nothing is left.
 
-        New is, with probability `check_share`, an attention check, else one of the tasks that fewest have voted on, at
-        random, in random order of sides. A task is done with `votes_per_task` votes of people, and may get a few
-        more from those who were shown it at the same time.
+        A new one is, with probability `check_share`, an attention check, else one of the tasks that fewest have voted
+        on, at random, in random order of sides. A task is done with `votes_per_task` votes of people, and may get a
+        few more from those who were shown it at the same time.
         """
         with self._transaction() as cursor:
             row = cursor.execute(
                 "SELECT token FROM assignments WHERE voter = ? AND choice IS NULL", (voter,)
             ).fetchone()
             if row is None:
-                task = self._next_task(cursor, voter, votes_per_task)
-                if task is None:
+                tasks = self._remaining_tasks(cursor, voter, votes_per_task)
+                if not tasks:
                     return None
                 is_check, swapped = random.random() < check_share, random.random() < 0.5
                 row = (secrets.token_urlsafe(16),)
                 cursor.execute(
                     "INSERT INTO assignments (token, voter, task, is_check, swapped, shown_at) "
                     "VALUES (?, ?, ?, ?, ?, ?)",
-                    (*row, voter, task, is_check, swapped, time.time()),
+                    (*row, voter, tasks[0], is_check, swapped, time.time()),
                 )
             return self._find(cursor, row[0])
 
     @staticmethod
-    def _next_task(cursor: sqlite3.Cursor, voter: str, votes_per_task: int) -> int | None:
-        row = cursor.execute(
+    def _remaining_tasks(cursor: sqlite3.Cursor, voter: str, votes_per_task: int) -> list[int]:
+        """Tasks that `voter` was not shown and that lack votes; those with fewest votes first, else at random."""
+        rows = cursor.execute(
             """SELECT tasks.id, COUNT(votes.token) AS votes FROM tasks
                LEFT JOIN assignments AS votes
                  ON votes.task = tasks.id AND NOT votes.is_check AND NOT votes.judge AND votes.choice IS NOT NULL
                WHERE tasks.id NOT IN (SELECT task FROM assignments WHERE voter = ? AND NOT is_check)
-               GROUP BY tasks.id HAVING votes < ? ORDER BY votes, RANDOM() LIMIT 1""",
+               GROUP BY tasks.id HAVING votes < ? ORDER BY votes, RANDOM()""",
             (voter, votes_per_task),
-        ).fetchone()
-        return row and row[0]
+        )
+        return [task for task, _ in rows]
 
     @staticmethod
     def _find(cursor: sqlite3.Cursor, token: str) -> Assignment | None:
@@ -154,78 +174,50 @@ class Store:
         left, right = (second, first) if swapped else (first, second)
         return Assignment(token, voter, prompt, question, left, right, None)
 
-    def find(self, token: str) -> Assignment | None:
+    def find_assignment(self, token: str) -> Assignment | None:
         """The assignment of that name, if there is one."""
-        with self._transaction() as cursor:
+        with self._transaction("DEFERRED") as cursor:
             return self._find(cursor, token)
 
-    def vote(self, token: str, choice: str) -> bool:
-        """Take a vote, `left` or `right`. Returns whether it counts: False if there was one, or no such assignment."""
+    def add_vote(self, voter: str, token: str, choice: str) -> bool:
+        """Take a vote on an assignment of `voter`: `left`, `right` or `tie`.
+
+        Returns:
+            Whether it counts: False if the assignment has a vote already, is another voter's, or does not exist.
+
+        Raises:
+            StudyBusyError: the file is locked; the vote was not taken.
+        """
         with self._transaction() as cursor:
             cursor.execute(
-                "UPDATE assignments SET choice = ?, voted_at = ? WHERE token = ? AND choice IS NULL",
-                (choice, time.time(), token),
+                "UPDATE assignments SET choice = ?, voted_at = ? WHERE token = ? AND voter = ? AND choice IS NULL",
+                (choice, time.time(), token, voter),
             )
             return cursor.rowcount == 1
 
-    def progress(self, voter: str) -> int:
-        """How many votes `voter` has given."""
-        with self._transaction() as cursor:
-            query = "SELECT COUNT(*) FROM assignments WHERE voter = ? AND choice IS NOT NULL"
-            return cursor.execute(query, (voter,)).fetchone()[0]
+    def progress(self, voter: str, votes_per_task: int) -> tuple[int, int]:
+        """How many tasks `voter` has voted on, and how many these and the remaining ones are; without checks."""
+        with self._transaction("DEFERRED") as cursor:
+            query = "SELECT COUNT(*), COUNT(choice) FROM assignments WHERE voter = ? AND NOT is_check"
+            shown, done = cursor.execute(query, (voter,)).fetchone()
+            return done, shown + len(self._remaining_tasks(cursor, voter, votes_per_task))
 
-    def open_tasks(self, voter: str) -> list[tuple[int, int, str, str, str]]:
+    def unvoted_tasks(self, voter: str) -> list[tuple[int, int, str, str, str]]:
         """Tasks that `voter` has not voted on: `(id, prompt, first, second, question)`."""
-        with self._transaction() as cursor:
+        with self._transaction("DEFERRED") as cursor:
             return cursor.execute(
                 "SELECT * FROM tasks WHERE id NOT IN (SELECT task FROM assignments WHERE voter = ?)", (voter,)
             ).fetchall()
 
-    def judge(self, voter: str, votes: list[tuple[int, str]]) -> None:
+    def add_judge_votes(self, judge: str, votes: list[tuple[int, str]]) -> None:
         """Take a judge's votes, `(task id, "left" for the first run or "right" for the second)`, all or none."""
         now = time.time()
         with self._transaction() as cursor:
             cursor.executemany(
                 "INSERT OR IGNORE INTO assignments VALUES (?, ?, 1, ?, 0, 0, ?, ?, ?)",
-                [(secrets.token_urlsafe(16), voter, task, now, choice, now) for task, choice in votes],
+                [(secrets.token_urlsafe(16), judge, task, now, choice, now) for task, choice in votes],
             )
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # WAL's default would lose the last votes with the power
-        connection.executescript(SCHEMA)
-    except sqlite3.Error as error:
-        raise EvaluationError(f"--study {path}: cannot be opened as a study: {error}.") from error
-    return connection
-
-
-def read_study(path: Path) -> dict[str, Any]:
-    """What a study compares: `runs`, `prompts_sha256`, `num_prompts`.
-
-    Raises:
-        EvaluationError: no such file.
-    """
-    if not path.is_file():
-        raise EvaluationError(f"--study {path}: no such file; `serve` or `judge` makes one.")
-    rows = _connect(path).execute("SELECT key, value FROM study")
-    return {key: json.loads(value) for key, value in rows}
-
-
-def read_votes(path: Path) -> list[dict[str, Any]]:
-    """All votes given: `voter`, `judge`, `question`, `prompt`, `is_check`, `passed` (of a check), `winner`, `loser`."""
-    rows = _connect(path).execute(
-        "SELECT voter, judge, question, prompt, is_check, swapped, choice, first, second FROM assignments "
-        "JOIN tasks ON tasks.id = task WHERE choice IS NOT NULL ORDER BY voted_at"
-    )
-    votes = []
-    for voter, judge, question, prompt, is_check, swapped, choice, first, second in rows:
-        chose_first = (choice == "left") != bool(swapped)  # in a check, the intact image
-        winner, loser = (first, second) if chose_first else (second, first)
-        votes.append(
-            {"voter": voter, "judge": bool(judge), "question": question, "prompt": prompt, "is_check": bool(is_check),
-             "passed": chose_first if is_check else None, "winner": winner, "loser": loser}
-        )  # fmt: skip
-    return votes
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,4 +1,4 @@
-"""From votes to figures: whose votes count, ELO, win rates, and the Markdown of both."""
+"""Turns votes into figures: whose votes count, ELO, win rates, and the Markdown of both."""
 
 from collections import defaultdict
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from evaluation.errors import EvaluationError
-from evaluation.preference.elo import elo, elo_interval, win_counts, win_rate
+from evaluation.preference.elo import elo_interval, elo_scores, tie_counts, win_counts, win_rate
+from evaluation.reports.markdown import escape_markdown, markdown_table
 
 Votes = list[dict[str, Any]]
 
@@ -48,12 +49,14 @@ def summarize(votes: Votes, runs: list[str], rounds: int, seed: int) -> dict[str
     index = {run: i for i, run in enumerate(runs)}
     questions: dict[str, Any] = {}
     for question in sorted({vote["question"] for vote in votes}):
-        games = np.array([[index[v["winner"]], index[v["loser"]]] for v in votes if v["question"] == question])
+        games = np.array(
+            [[index[v["winner"]], index[v["loser"]], v["tie"]] for v in votes if v["question"] == question]
+        )
         questions[question] = {
             "votes": len(games),
-            "elo": dict(zip(runs, elo(games, len(runs), rounds, seed).tolist())),
+            "elo": dict(zip(runs, elo_scores(games, len(runs), rounds, seed).tolist())),
             "interval": dict(zip(runs, elo_interval(games, len(runs), rounds, seed).tolist())),
-            "wins": _win_rates(win_counts(games, len(runs)), runs),
+            "wins": _win_rates(win_counts(games, len(runs)), tie_counts(games, len(runs)), runs),
         }
     means = {run: float(np.mean([part["elo"][run] for part in questions.values()])) for run in runs}
     return {
@@ -63,32 +66,44 @@ def summarize(votes: Votes, runs: list[str], rounds: int, seed: int) -> dict[str
     }
 
 
-def _win_rates(counts: np.ndarray, runs: list[str]) -> list[dict[str, Any]]:
+def _win_rates(counts: np.ndarray, ties: np.ndarray, runs: list[str]) -> list[dict[str, Any]]:
+    """Of every pair that met: share of the decided votes, its interval, and the number of ties."""
     rates = []
     for i, run in enumerate(runs):
         for j, other in enumerate(runs):
-            total = int(counts[i, j] + counts[j, i])
-            if i < j and total:
-                share, low, high = win_rate(int(counts[i, j]), total)
-                rates.append({"run": run, "against": other, "share": share, "interval": [low, high], "votes": total})
+            decided, tied = int(counts[i, j] + counts[j, i]), int(ties[i, j])
+            if i < j and decided + tied:
+                share, *interval = win_rate(int(counts[i, j]), decided) if decided else (None, None, None)
+                rates.append({"run": run, "against": other, "share": share, "interval": interval,
+                              "votes": decided + tied, "ties": tied})  # fmt: skip
     return rates
 
 
-def markdown(summary: dict[str, Any]) -> str:
-    """Two tables: ELO, best first, and win rates with 95 % intervals."""
+def describe_voters(votes: Votes, voters: list[str]) -> list[str]:
+    """Ids of voters, each with what the link said of it where it said anything."""
+    participants = {vote["voter"]: vote["participant"] for vote in votes}
+    return [f"{voter} ({participants[voter]})" if participants[voter] else voter for voter in sorted(voters)]
+
+
+def preference_markdown(summary: dict[str, Any]) -> str:
+    """Two tables: ELO, best first, and win rates among the decided votes with 95 % intervals."""
     questions = summary["questions"]
     ranked = sorted(summary["elo"], key=lambda run: -summary["elo"][run]["mean"])
-    lines = [["run", "ELO", *questions], ["---", *["--:"] * (len(questions) + 1)]]
+    lines = []
     for run in ranked:
         by_question = [
             f"{part['elo'][run]:.1f} [{part['interval'][run][0]:.1f}, {part['interval'][run][1]:.1f}]"
             for part in questions.values()
         ]
-        lines.append([run, f"{summary['elo'][run]['mean']:.1f}", *by_question])
-    wins = [["question", "run", "against", "wins", "95 %", "votes"], ["---", "---", "---", "--:", "--:", "--:"]]
+        lines.append([escape_markdown(run), f"{summary['elo'][run]['mean']:.1f}", *by_question])
+    wins = []
     for question, part in questions.items():
         for pair in part["wins"]:
-            low, high = pair["interval"]
-            interval = f"{low:.1%} to {high:.1%}"
-            wins.append([question, pair["run"], pair["against"], f"{pair['share']:.1%}", interval, str(pair["votes"])])
-    return "\n\n".join("\n".join("| " + " | ".join(line) + " |" for line in table) for table in (lines, wins)) + "\n"
+            decided = pair["share"] is not None
+            share, (low, high) = pair["share"], pair["interval"]
+            printed = [f"{share:.1%}", f"{low:.1%} to {high:.1%}"] if decided else ["-", "-"]
+            names = [escape_markdown(pair[key]) for key in ("run", "against")]
+            wins.append([question, *names, *printed, str(pair["ties"]), str(pair["votes"])])
+    elo_table = markdown_table(["run", "ELO", *questions], lines)
+    wins_head = ["question", "run", "against", "wins", "95 %", "ties", "votes"]
+    return f"{elo_table}\n{markdown_table(wins_head, wins, text_columns=3)}"

@@ -12,55 +12,89 @@ import json
 import os
 import platform
 import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation import Evaluator
-from evaluation.systems import Row, System
-from evaluation.tiny_task import CAPTIONS, NOISES, choose_captions, make_task, measure, measure_real, to_unit
-from examples.demo.figures import EVENT_FILES, Panel, draw_samples, draw_training, read_scalars
-from examples.demo.summary import markdown, verdict
+from evaluation.command_line import OneLineParser, make_parser
+from evaluation.errors import EvaluationError, require_packages
+from evaluation.metrics import Evaluator
+from evaluation.runs.environment import package_versions
+from evaluation.tiny.systems import System, SystemFigures
+from evaluation.tiny.task import (
+    CAPTIONS,
+    NOISES,
+    choose_captions,
+    make_task,
+    measure_real,
+    measure_system,
+    to_unit,
+)
+from examples.demo.summary import reach_verdict, report_markdown
 from examples.tiny.data import Split, read_split
 from pipelines import ADDPipeline
+from training.command import run_command
+
+if TYPE_CHECKING:
+    from examples.demo.samples import Panel
 
 TEACHER_STEPS, STUDENT_STEPS = (1, 2, 4, 25), (1, 2, 4)
+EVENT_FILES = "events.out.tfevents.*"
+FLAGS = ("tiny_dir", "student", "output_dir", "num_samples", "teacher_guidance_scale", "teacher_timestep_spacing",
+         "logging_dir", "seed")  # fmt: skip
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line, before anything is loaded."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny_dir", type=Path, required=True, help="tiny world: data/, teacher/ and evaluator/")
-    parser.add_argument("--student", type=Path, required=True, help="folder that train_add.py published")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the report goes")
-    parser.add_argument("--num_samples", type=int, default=500, help="images a system for distance and alignment")
-    parser.add_argument("--teacher_guidance_scale", type=float, default=2.0, help="guidance of the guided teacher rows")
-    parser.add_argument(
+def make_report_parser() -> OneLineParser:
+    """The command line."""
+    parser = make_parser("python -m examples.demo.report", __doc__)
+    add = parser.add_argument
+    add("--tiny_dir", type=Path, required=True, help="The tiny world: data/, teacher/ and evaluator/.")
+    add("--student", type=Path, required=True, help="The folder that train_add.py published.")
+    add("--output_dir", type=Path, required=True, help="Folder for the report.")
+    add("--num_samples", type=int, default=500, help="Images of each system for distance and alignment.")
+    add("--teacher_guidance_scale", type=float, default=2.0, help="Guidance scale of the guided teacher rows.")
+    add(
         "--teacher_timestep_spacing",
         choices=("leading", "linspace", "trailing"),
-        help="timesteps of the teacher's scheduler; default: as saved (`leading` takes ONE step at t = 1)",
+        help="Timesteps of the teacher's scheduler; default: as saved (`leading` takes ONE step at t = 1).",
     )
-    parser.add_argument("--logging_dir", type=Path, help="tensorboard event files; default: logs/ in --student")
-    parser.add_argument("--seed", type=int, default=0, help="draws captions and noises")
-    parser.add_argument("--commands", nargs="*", default=[], help="the commands that made the inputs, to be quoted")
-    args = parser.parse_args(argv)
+    add("--logging_dir", type=Path, help="Folder of tensorboard event files; default: logs/ in --student.")
+    add("--seed", type=int, default=0, help="Seed of captions and noises.")
+    add("--commands", nargs="*", default=[], help="The commands that made the inputs, which the report quotes.")
+    return parser
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Check the options before anything is loaded.
+
+    Raises:
+        EvaluationError: one of them cannot work, or a package is not installed.
+    """
+    require_packages("torchmetrics", "matplotlib", "tensorboard")
     for name in ("data/train", "data/test", "teacher/model_index.json", "evaluator/config.json"):
         if not (args.tiny_dir / name).exists():
-            parser.error(f"--tiny_dir {args.tiny_dir}: no {name} there; build it with `python -m examples.tiny.build`.")
+            raise EvaluationError(
+                f"--tiny_dir {args.tiny_dir}: no {name} there; build it with `python -m examples.tiny.build`."
+            )
     if not (args.student / "model_index.json").exists():
-        parser.error(f"--student {args.student}: no model_index.json there; give the --output_dir of train_add.py.")
+        raise EvaluationError(
+            f"--student {args.student}: no model_index.json there; give the --output_dir of train_add.py."
+        )
     if args.num_samples < 2:
-        parser.error(f"--num_samples {args.num_samples}: a covariance needs at least 2.")
-    if args.teacher_guidance_scale <= 1:
-        parser.error(f"--teacher_guidance_scale {args.teacher_guidance_scale}: guidance begins above 1.")
+        raise EvaluationError(f"--num_samples {args.num_samples}: a covariance needs at least 2.")
+    if not 1 < args.teacher_guidance_scale < float("inf"):
+        raise EvaluationError(f"--teacher_guidance_scale {args.teacher_guidance_scale}: guidance begins above 1.")
     if args.logging_dir and not any(args.logging_dir.rglob(EVENT_FILES)):
-        parser.error(f"--logging_dir {args.logging_dir}: no {EVENT_FILES} below it; give train_add.py's --logging_dir.")
-    return args
+        raise EvaluationError(
+            f"--logging_dir {args.logging_dir}: no {EVENT_FILES} below it; give train_add.py's --logging_dir."
+        )
 
 
 def load_pipelines(args: argparse.Namespace, device: str) -> dict[str, DiffusionPipeline]:
@@ -77,11 +111,13 @@ def load_pipelines(args: argparse.Namespace, device: str) -> dict[str, Diffusion
     return pipelines
 
 
-def sample_panels(samples: dict[System, Tensor], real: Split, captions: list[str], guidance: float) -> list[Panel]:
+def sample_panels(samples: dict[System, Tensor], real: Split, captions: list[str], guidance: float) -> list["Panel"]:
     """Choose the pictures: every caption from one noise, then one caption from many noises.
 
     `samples` holds the `(captions, NOISES, 3, H, W)` of each system; the teacher is shown with `guidance`.
     """
+    from examples.demo.samples import Panel
+
     pixels = to_unit(real.pixels)
     teacher, blurred = System("teacher", 25, guidance), System("teacher", 1, guidance)
     students = [System("student", steps, 0.0) for steps in STUDENT_STEPS]
@@ -96,10 +132,9 @@ def sample_panels(samples: dict[System, Tensor], real: Split, captions: list[str
 
 
 def describe_environment(args: argparse.Namespace, device: str) -> dict:
-    """Whatever a figure may depend on beside the commands."""
-    packages = ("torch", "diffusers", "transformers", "torchmetrics")
+    """What a figure may depend on besides the commands."""
     return {
-        **{package: version(package) for package in packages},
+        **package_versions(),
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
         "cpu_count": os.cpu_count(),
@@ -109,9 +144,9 @@ def describe_environment(args: argparse.Namespace, device: str) -> dict:
     }
 
 
-def main(argv: list[str] | None = None) -> None:
+def make_report(args: argparse.Namespace) -> None:
     """Measure everything, then write the report."""
-    args = parse_args(argv)
+    check_arguments(args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, test = (read_split(args.tiny_dir / "data" / split) for split in ("train", "test"))
     evaluator = Evaluator.from_pretrained(str(args.tiny_dir / "evaluator")).to(device)
@@ -130,36 +165,52 @@ def main(argv: list[str] | None = None) -> None:
     total = len(task.prompts) * sum(system.network_calls for system in systems)
     with tqdm(total=total, unit="call", unit_scale=True) as progress:
         for system in systems:
-            row, samples[system] = measure(pipelines[system.name], system, task, evaluator, real_features, progress)
+            row, samples[system] = measure_system(
+                pipelines[system.name], system, task, evaluator, real_features, progress
+            )
             rows.append(row)
 
     panels = sample_panels(samples, everything, captions, args.teacher_guidance_scale)
     write_report(args, rows, panels, describe_environment(args, device))
 
 
-def write_report(args: argparse.Namespace, rows: list[Row], panels: list[Panel], environment: dict) -> None:
+def write_report(args: argparse.Namespace, rows: list[SystemFigures], panels: list["Panel"], environment: dict) -> None:
     """Write the four files to `args.output_dir`; `training.png` only if there are event files."""
+    from examples.demo.curves import choose_curves, draw_training, read_scalars
+    from examples.demo.samples import draw_samples
+
     out = args.output_dir
     out.mkdir(parents=True, exist_ok=True)
     draw_samples(out / "samples.png", panels)
     scalars = read_scalars(args.logging_dir or args.student / "logs")
     training = out / "training.png"
     training.unlink(missing_ok=True)
-    if scalars:
-        draw_training(training, scalars)
-    flags = {flag: value for flag, value in vars(args).items() if flag != "commands" and value is not None}
+    curves = choose_curves(scalars)
+    if curves:
+        draw_training(training, curves, scalars)
+    flags = {flag: value for flag, value in vars(args).items() if flag in FLAGS and value is not None}
     words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
     commands = [*args.commands, shlex.join(["python", "-m", "examples.demo.report", *words])]
     report = {
         "systems": [asdict(row) for row in rows],
-        "verdict": verdict(rows),
+        "verdict": reach_verdict(rows),
         "commands": commands,
         "environment": environment,
     }
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    page = markdown(rows, environment, commands, training if scalars else None)
+    page = report_markdown(rows, environment, commands, training if curves else None)
     (out / "report.md").write_text(page, encoding="utf-8")
     print(report["verdict"]["text"])
+    print(f"The report is {out / 'report.md'}.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        SystemExit: it failed, with the exit status.
+    """
+    run_command(make_report_parser(), sys.argv[1:] if argv is None else argv, make_report)
 
 
 if __name__ == "__main__":

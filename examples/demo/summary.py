@@ -1,17 +1,17 @@
-"""The report in words: the verdict, the table of all systems, and the Markdown page."""
+"""Puts the report into words: the verdict, the table of all systems, and the Markdown page."""
 
 from pathlib import Path
 
-from evaluation.systems import Row
+from evaluation.tiny.systems import SystemFigures
 
 PAPER_RATIO = 0.98  # Table 2: FID 19.7 of ADD-M in one step against 20.1 of DPM-Solver in 25
 
 
-def verdict(rows: list[Row]) -> dict:
-    """Hold the student's one step against the teacher's best row of most steps.
+def reach_verdict(rows: list[SystemFigures]) -> dict:
+    """Compare the student's one step with the teacher's best row of most steps.
 
     The aim is a Frechet distance no higher and an alignment no lower. Returns `met`, `ratio` of the distances,
-    `teacher` (the row it was held against) and `text`, one sentence.
+    `teacher` (the row it was compared with) and `text`, one sentence.
     """
     most = max(row.steps for row in rows if row.name == "teacher")
     teacher = min((row for row in rows if row.name == "teacher" and row.steps == most), key=lambda row: row.fd)
@@ -28,7 +28,7 @@ def verdict(rows: list[Row]) -> dict:
     return {"met": met, "ratio": ratio, "teacher": str(teacher), "text": text}
 
 
-def table(rows: list[Row]) -> str:
+def systems_table(rows: list[SystemFigures]) -> str:
     """Markdown table of all systems; diversity also as a share of that of real images."""
     real = next(row for row in rows if row.name == "real")
     lines = [
@@ -47,22 +47,22 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def markdown(rows: list[Row], environment: dict, commands: list[str], training: Path | None) -> str:
-    """Compose the page `report.md`. `training` is the picture of the training curves, if there were any."""
+def report_markdown(rows: list[SystemFigures], environment: dict, commands: list[str], training: Path | None) -> str:
+    """The text of `report.md`. `training` is the picture of the training curves, if there were any."""
     curves = f"![curves of the training run]({training.name})" if training else "No tensorboard event files were found."
     systems = ", ".join(f"{key} {value}" for key, value in environment.items())
-    return f"""# ADD on the tiny world: what one step is worth
+    return f"""# ADD on the tiny world: one step of the student beside the teacher
 
-**{verdict(rows)["text"]}**
+**{reach_verdict(rows)["text"]}**
 
-{table(rows)}
+{systems_table(rows)}
 
 - **FD**: Frechet distance between the evaluator's features of {environment["num_samples"]} samples and of the held-out
   images (zero is perfect; `real`, as many training images, is the floor).
 - **alignment**: share of samples that the evaluator classifies as what the caption names. For `real`: its accuracy on
   held-out images.
-- **diversity**: mean Euclidean distance between the features of two samples of one caption. Near the real images'
-  value is good; far below it, the system draws one picture a caption.
+- **diversity**: mean Euclidean distance between the features of two samples of one caption. A value near that of
+  real images is good; a value far below it means one picture for each caption.
 - **s / image**: latency from caption to pixels at batch size 1, the median of several calls.
 
 ![samples of all systems](samples.png)

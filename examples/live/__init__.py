@@ -1,1 +1,1 @@
-"""A page where one types and the picture follows."""
+"""A page that draws while you type, with a student of ADD."""

@@ -1,56 +1,109 @@
-"""The page and what draws for it."""
+"""The page, and the object that draws for it."""
 
+import random
 import threading
 import time
 
 import gradio
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
+from PIL import Image, ImageOps
+
+from pipelines import spread_timesteps
 
 SIDE = 512  # pixels on the screen
 FIRST_CAPTION = "a handwritten seven"
+MAX_SEED = 2**31 - 1
 
 
 class Drawer:
-    """Draws a caption with a student, one picture at a time: a pipeline's scheduler has state."""
+    """Draws with a student, one picture at a time, since a pipeline's scheduler has state."""
 
     def __init__(self, pipe: DiffusionPipeline):
         self._pipe, self._lock = pipe, threading.Lock()
         pipe.set_progress_bar_config(disable=True)
 
     @property
-    def most_steps(self) -> int:
+    def max_steps(self) -> int:
         """As many as the student has timesteps."""
         return len(self._pipe.student_timesteps)
 
-    def __call__(self, caption: str, steps: int, seed: int) -> tuple[Image.Image, str]:
-        """The picture, enlarged without smoothing where it is small, and how long it took."""
+    def choose_timesteps(self, steps: int, change: int) -> list[int]:
+        """Timesteps of image-to-image, descending: at most `steps` of the `change` least noisy of the student's."""
+        known = sorted(self._pipe.student_timesteps)[:change]
+        return spread_timesteps(known, min(steps, len(known)))
+
+    def __call__(
+        self, caption: str, steps: int, seed: int, source: Image.Image | None = None, change: int = 2
+    ) -> tuple[Image.Image, str]:
+        """Draw a picture.
+
+        Args:
+            caption: the text.
+            steps: 1 to `max_steps`.
+            seed: of the noise.
+            source: a picture to start from; None draws from noise alone.
+            change: how many of the student's timesteps, from the least noisy on, may change `source`.
+
+        Returns:
+            The picture, enlarged without smoothing where it is small, and a line on how it was drawn.
+        """
         generator = torch.Generator().manual_seed(int(seed or 0))  # a field that was cleared gives None
+        arguments = {"num_inference_steps": int(steps)}
+        if source is not None:
+            timesteps = self.choose_timesteps(int(steps), int(change))
+            # The first timestep says how much noise is added, so no step is left out.
+            arguments = {"timesteps": timesteps, "strength": 1.0, "image": self._fit(source)}
         start = time.perf_counter()
         with self._lock:
-            image = self._pipe(caption or "", num_inference_steps=int(steps), generator=generator).images[0]
+            image = self._pipe(caption or "", generator=generator, **arguments).images[0]
         took = time.perf_counter() - start
+        count = len(arguments.get("timesteps", range(int(steps))))
         scale = max(1, SIDE // max(image.size))
         image = image.resize([scale * side for side in image.size], Image.Resampling.NEAREST)
-        return image, f"{steps} step{'s' * (steps > 1)}, {1e3 * took:.0f} ms"
+        return image, f"{count} step{'s' * (count > 1)}, {1e3 * took:.0f} ms"
+
+    def _fit(self, source: Image.Image) -> Image.Image:
+        """The middle of `source` at the size that the student was trained at."""
+        latent = self._pipe.unet.config.sample_size
+        height, width = (latent, latent) if isinstance(latent, int) else latent
+        factor = self._pipe.vae_scale_factor
+        return ImageOps.fit(source.convert("RGB"), (width * factor, height * factor), Image.Resampling.LANCZOS)
+
+
+def draw_seed() -> int:
+    """A random seed."""
+    return random.randint(0, MAX_SEED)
 
 
 def make_page(drawer: Drawer) -> gradio.Blocks:
-    """Caption, steps and seed, each of which draws anew when it changes."""
+    """Caption, steps, seed and a picture to start from; each draws anew when it changes."""
     with gradio.Blocks(title="ADD, live", analytics_enabled=False) as page:
         gradio.Markdown("## Type, and the picture follows")
         with gradio.Row():
             with gradio.Column():
                 caption = gradio.Textbox(FIRST_CAPTION, label="Caption", elem_id="caption", autofocus=True)
-                steps = gradio.Slider(1, drawer.most_steps, value=1, step=1, label="Steps", elem_id="steps")
-                seed = gradio.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
+                steps = gradio.Slider(1, drawer.max_steps, value=1, step=1, label="Steps", elem_id="steps")
+                with gradio.Row(equal_height=True):
+                    seed = gradio.Number(
+                        0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed", scale=3
+                    )
+                    again = gradio.Button("Random seed", elem_id="random", scale=1)
+                with gradio.Accordion("Start from a picture", open=False, elem_id="from_picture"):
+                    source = gradio.Image(
+                        label="Picture to start from", type="pil", sources=["upload", "clipboard"], elem_id="source"
+                    )
+                    change = gradio.Slider(
+                        1, drawer.max_steps, value=min(2, drawer.max_steps), step=1, label="Change",
+                        info="How much of the picture may change; the most keeps almost nothing.", elem_id="change",
+                    )  # fmt: skip
                 took = gradio.Markdown(elem_id="took")
             picture = gradio.Image(label="Picture", elem_id="picture", format="png", interactive=False)
+        again.click(draw_seed, outputs=[seed], show_progress="hidden", api_name="seed")
         gradio.on(
-            [caption.change, steps.change, seed.change, page.load],
+            [caption.change, steps.change, seed.change, source.change, change.change, page.load],
             drawer,
-            inputs=[caption, steps, seed],
+            inputs=[caption, steps, seed, source, change],
             outputs=[picture, took],
             show_progress="hidden",  # at this speed it would only flicker
             trigger_mode="always_last",  # keys pressed while it draws are drawn together, the last state always

@@ -7,7 +7,7 @@ Both end in the same layout, which `datasets.load_dataset("imagefolder", data_di
 import hashlib
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +21,29 @@ DIGITS_HELD_OUT = 500  # of 1,797
 FOLDER_HELD_OUT = 0.2
 MAX_LABELS = 1000
 MIN_IMAGES = 10
+MAX_VALUES = 200  # of an attribute
+COLUMNS = ("file_name", "text", "label")  # any other column of metadata.jsonl is an attribute
 
 
 @dataclass(frozen=True)
 class Example:
-    """One captioned image: `image` is RGB, `IMAGE_SIZE` pixels square."""
+    """One captioned image: `image` is RGB and square; `attributes` is what else is known of it, by name."""
 
     image: Image.Image
     text: str
     label: str
+    attributes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Split:
-    """One half of the data in memory: `pixels (N, 3, 32, 32)` in [-1, 1], and N captions and labels."""
+    """One half of the data in memory: `pixels (N, 3, H, H)` in [-1, 1], N captions and labels, and for each attribute
+    N values."""
 
     pixels: torch.Tensor
     captions: list[str]
     labels: list[str]
+    attributes: dict[str, list[str]] = field(default_factory=dict)
 
 
 # --- what a scan looks like, measured -------------------------------------------------------------
@@ -116,15 +121,19 @@ def load_digits(seed: int) -> tuple[list[Example], list[Example]]:
     return [example(i) for i in train], [example(i) for i in test]
 
 
-def load_image_folder(train_data_dir: str | Path, seed: int) -> tuple[list[Example], list[Example]]:
-    """Any folder that `datasets` reads as "imagefolder" with a `text` column; 20 % of it is held out.
+def load_image_folder(
+    train_data_dir: str | Path, seed: int, resolution: int = IMAGE_SIZE
+) -> tuple[list[Example], list[Example]]:
+    """Any folder that `datasets` reads as "imagefolder" with a `text` column.
 
-    Images are resized and centre-cropped. The label is the `label` column where there is one, otherwise the caption.
+    Images are resized to `resolution` pixels and centre-cropped. The label is the `label` column where there is one,
+    otherwise the caption; other columns of strings are attributes. What lies in `test/` is held out; where there is no
+    such folder, 20 % of all images.
 
     Raises:
         ValueError: no images, no or an empty `text`, an unreadable image, too few images or too many labels.
     """
-    rows = _read_rows(train_data_dir)
+    rows, held_out = _read_rows(train_data_dir)
     flag = f"--train_data_dir {train_data_dir}"
     if len(rows) < MIN_IMAGES:
         raise ValueError(f"{flag}: {len(rows)} images, but training needs at least {MIN_IMAGES}")
@@ -133,20 +142,24 @@ def load_image_folder(train_data_dir: str | Path, seed: int) -> tuple[list[Examp
             f'{flag}: no column "text", only {rows.column_names}. Add a metadata.jsonl with one line '
             '{"file_name": "0001.png", "text": "its caption"} an image'
         )
-    examples = [_read_example(row, rows.features, i, flag) for i, row in enumerate(rows)]
+    names = _attribute_names(rows)
+    examples = [_read_example(row, rows.features, i, flag, resolution, names) for i, row in enumerate(rows)]
     labels = {example.label for example in examples}
-    if len(labels) > MAX_LABELS:
+    if "label" in rows.column_names and len(labels) > MAX_LABELS:
         raise ValueError(
             f"{flag}: {len(labels)} distinct labels, but the evaluator tells at most {MAX_LABELS} apart. "
             'Add a column "label" with fewer values to metadata.jsonl'
         )
+    if held_out:
+        return examples[:-held_out], examples[-held_out:]
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = round(FOLDER_HELD_OUT * len(examples))
     return [examples[i] for i in order[held_out:]], [examples[i] for i in order[:held_out]]
 
 
 def _read_rows(train_data_dir: str | Path):
-    """All splits of an image folder as one `datasets.Dataset`, its images not decoded yet."""
+    """All splits of an image folder as one `datasets.Dataset`, its images not decoded yet, and how many of the last
+    ones are its test split (0: it has none, or nothing else)."""
     import datasets
 
     if not Path(train_data_dir).is_dir():
@@ -155,21 +168,36 @@ def _read_rows(train_data_dir: str | Path):
     try:
         with tempfile.TemporaryDirectory() as cache:
             splits = datasets.load_dataset("imagefolder", data_dir=str(train_data_dir), cache_dir=cache)
-            rows = datasets.concatenate_datasets(list(splits.values()))
+            # The test split goes last.
+            order = sorted(splits, key=lambda name: name == "test")
+            held_out = len(splits["test"]) if "test" in splits and len(splits) > 1 else 0
+            rows = datasets.concatenate_datasets([splits[name] for name in order])
             if "image" not in rows.column_names:
                 raise ValueError(f"no images, only the columns {rows.column_names}")
             # Into memory: the cache goes away with this block.
-            return datasets.Dataset.from_dict(
+            rows = datasets.Dataset.from_dict(
                 rows.cast_column("image", datasets.Image(decode=False)).to_dict(),
                 features=datasets.Features({**rows.features, "image": datasets.Image(decode=False)}),
             )
+            return rows, held_out
     except (FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"--train_data_dir {train_data_dir}: not a readable image folder: {error}") from error
     finally:
         datasets.enable_progress_bars()
 
 
-def _read_example(row: dict, features: dict, index: int, flag: str) -> Example:
+def _attribute_names(rows) -> list[str]:
+    """The columns of short lists of strings beside image, caption and label."""
+    names = [name for name in rows.column_names if name not in ("image", *COLUMNS)]
+    columns = {name: set(rows[name]) for name in names}
+    return [
+        name
+        for name, values in columns.items()
+        if all(isinstance(value, str) for value in values) and 2 <= len(values) <= MAX_VALUES
+    ]
+
+
+def _read_example(row: dict, features: dict, index: int, flag: str, resolution: int, names: list[str]) -> Example:
     name = row["image"]["path"] or f"image {index}"
     text = row["text"]
     if not isinstance(text, str) or not text.strip():
@@ -182,8 +210,8 @@ def _read_example(row: dict, features: dict, index: int, flag: str) -> Example:
     label = row.get("label")
     if label is not None and hasattr(features["label"], "int2str"):
         label = features["label"].int2str(label)
-    image = ImageOps.fit(image, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
-    return Example(image, text, str(text if label is None else label))
+    image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.BICUBIC)
+    return Example(image, text, str(text if label is None else label), {name: row[name] for name in names})
 
 
 def fingerprint_folder(folder: str | Path) -> str:
@@ -205,7 +233,7 @@ def write_split(folder: Path, examples: list[Example]) -> None:
         for i, example in enumerate(examples):
             name = f"{i:05d}.png"
             example.image.save(folder / name)
-            row = {"file_name": name, "text": example.text, "label": example.label}
+            row = {"file_name": name, "text": example.text, "label": example.label, **example.attributes}
             metadata.write(json.dumps(row) + "\n")
 
 
@@ -214,4 +242,5 @@ def read_split(folder: Path) -> Split:
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     images = np.stack([np.asarray(Image.open(folder / row["file_name"])) for row in rows])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
-    return Split(pixels, [row["text"] for row in rows], [row["label"] for row in rows])
+    attributes = {name: [row[name] for row in rows] for name in rows[0] if name not in COLUMNS}
+    return Split(pixels, [row["text"] for row in rows], [row["label"] for row in rows], attributes)

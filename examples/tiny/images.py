@@ -16,11 +16,11 @@ def normalize(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels / 2 + 0.5 - mean) / std
 
 
-def make_processor() -> BitImageProcessor:
+def make_processor(image_size: int = IMAGE_SIZE) -> BitImageProcessor:
     """What `normalize` does, as the `preprocessor_config.json` that stands beside a model on the Hub."""
     return BitImageProcessor(
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        size={"height": image_size, "width": image_size},
+        crop_size={"height": image_size, "width": image_size},
         image_mean=list(IMAGENET_MEAN),
         image_std=list(IMAGENET_STD),
     )

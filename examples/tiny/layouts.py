@@ -14,13 +14,18 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from examples.tiny.models import IMAGE_SIZE, make_sdxl_unet, make_unet
+from examples.tiny.models import make_sdxl_unet, make_unet
 
 CHUNK = 256  # captions encoded at a time
 
 
-def assemble(clips: Sequence[Path], vae: AutoencoderKL, scheduler: SchedulerMixin) -> DiffusionPipeline:
-    """A stock pipeline around an untrained UNet: of Stable Diffusion for one CLIP folder, of SDXL for two."""
+def assemble(
+    clips: Sequence[Path], vae: AutoencoderKL, scheduler: SchedulerMixin, **unet_config: Any
+) -> DiffusionPipeline:
+    """A stock pipeline around an untrained UNet: of Stable Diffusion for one CLIP folder, of SDXL for two.
+
+    `unet_config` goes to `make_unet` or `make_sdxl_unet`.
+    """
     tokenizers = [CLIPTokenizer.from_pretrained(clip) for clip in clips]
     classes = (CLIPTextModel, CLIPTextModelWithProjection)
     encoders = [cls.from_pretrained(clip).eval().requires_grad_(False) for cls, clip in zip(classes, clips)]
@@ -28,9 +33,12 @@ def assemble(clips: Sequence[Path], vae: AutoencoderKL, scheduler: SchedulerMixi
     common = {"vae": vae, "text_encoder": encoders[0], "tokenizer": tokenizers[0], "scheduler": scheduler}
     if len(clips) == 1:
         none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        return StableDiffusionPipeline(unet=make_unet(cross_attention_dim=widths[0]), **common, **none)
+        return StableDiffusionPipeline(unet=make_unet(cross_attention_dim=widths[0], **unet_config), **common, **none)
     return StableDiffusionXLPipeline(
-        unet=make_sdxl_unet(text_widths=widths), text_encoder_2=encoders[1], tokenizer_2=tokenizers[1], **common
+        unet=make_sdxl_unet(text_widths=widths, **unet_config),
+        text_encoder_2=encoders[1],
+        tokenizer_2=tokenizers[1],
+        **common,
     )
 
 
@@ -55,7 +63,8 @@ def encode_captions(pipeline: DiffusionPipeline, captions: Sequence[str]) -> dic
     hidden, *pooled = (torch.cat(chunks) for chunks in zip(*parts))
     if not pooled:
         return {"encoder_hidden_states": hidden}
-    sizes = torch.tensor([[IMAGE_SIZE, IMAGE_SIZE, 0, 0, IMAGE_SIZE, IMAGE_SIZE]], dtype=hidden.dtype)
+    size = pipeline.vae.config.sample_size
+    sizes = torch.tensor([[size, size, 0, 0, size, size]], dtype=hidden.dtype)
     added = {"text_embeds": pooled[0], "time_ids": sizes.expand(len(hidden), -1)}
     return {"encoder_hidden_states": hidden, "added_cond_kwargs": added}
 

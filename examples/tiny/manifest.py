@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,13 +62,14 @@ class Manifest:
         files = json.dumps(self.stages[name]["sha256"], sort_keys=True)
         return hashlib.sha256(files.encode()).hexdigest()
 
-    def stale(self, name: str, inputs: dict) -> str | None:
-        """Why the folder of stage `name` cannot be used for `inputs`, or None if it can."""
+    def stale(self, name: str, inputs: dict, ignored: Collection[str] = ()) -> str | None:
+        """Why the folder of stage `name` cannot be used for `inputs`, or None if it can; inputs in `ignored` may
+        differ."""
         record = self.stages.get(name)
         if record is None:
             return "not built yet"
-        if record["inputs"] != inputs:
-            changed = [k for k in {**record["inputs"], **inputs} if record["inputs"].get(k) != inputs.get(k)]
+        changed = [k for k in {**record["inputs"], **inputs} if record["inputs"].get(k) != inputs.get(k)]
+        if changed := [k for k in changed if k not in ignored]:
             return f"{', '.join(changed)} changed"
         found = hash_files(self.root / name)
         if found != record["sha256"]:
@@ -76,11 +77,11 @@ class Manifest:
             return f"missing, added or damaged: {', '.join(changed)}"
         return None
 
-    def ensure(self, name: str, inputs: dict, build: Callable[[Path], dict]) -> None:
+    def ensure(self, name: str, inputs: dict, build: Callable[[Path], dict], ignored: Collection[str] = ()) -> None:
         """Have stage `name` in `root/name`: as found, or made by `build(folder)`, which returns measured quality."""
         partial = self.root / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        reason = self.stale(name, inputs)
+        reason = self.stale(name, inputs, ignored)
         if reason is None:
             print(f"{name}: found in {self.root / name}", flush=True)
             return

@@ -33,8 +33,10 @@ INITIALIZER_RANGE = 0.14
 MAX_TOKENS = 24  # CLIP has 77; the captions of the tiny world are a few words, and padding costs attention
 
 
-def make_tokenizer(captions: Iterable[str], vocab_size: int = 600, pad_token: str | None = None) -> CLIPTokenizer:
-    """Train CLIP's byte-pair tokenizer on `captions`. Returns a stock `CLIPTokenizer`.
+def make_tokenizer(
+    captions: Iterable[str], vocab_size: int = 600, pad_token: str | None = None, max_tokens: int = MAX_TOKENS
+) -> CLIPTokenizer:
+    """Train CLIP's byte-pair tokenizer on `captions`. Returns a stock `CLIPTokenizer` that cuts at `max_tokens`.
 
     CLIP's conventions are kept: lower case, `</w>` at the end of a word, the end token has the largest id and pads,
     unless another `pad_token` does: SDXL's second tokenizer pads with "!".
@@ -60,10 +62,12 @@ def make_tokenizer(captions: Iterable[str], vocab_size: int = 600, pad_token: st
     vocab[start], vocab[end] = len(vocab), len(vocab) + 1
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     merges = [tuple(m) for m in merges]
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS, pad_token=pad_token or end)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_tokens, pad_token=pad_token or end)
 
 
-def make_clip(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH, layers: int = 2) -> CLIPModel:
+def make_clip(
+    tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH, layers: int = 2, image_size: int = IMAGE_SIZE
+) -> CLIPModel:
     """A whole CLIP (text and vision towers). Its text tower becomes the pipeline's text encoder."""
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -83,7 +87,7 @@ def make_clip(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH, layers: int = 2
         intermediate_size=4 * width,
         num_hidden_layers=layers,
         num_attention_heads=max(1, width // 32),
-        image_size=IMAGE_SIZE,
+        image_size=image_size,
         patch_size=8,
         projection_dim=width,
         initializer_range=INITIALIZER_RANGE,
@@ -91,33 +95,47 @@ def make_clip(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH, layers: int = 2
     return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=width))
 
 
-def make_vae(channels: tuple[int, ...] = (16, 16, 32)) -> AutoencoderKL:
-    """KL autoencoder, images `(B, 3, 32, 32)` in [-1, 1] to latents `(B, 4, 8, 8)`."""
+def make_vae(
+    channels: tuple[int, ...] = (16, 16, 32),
+    latent_channels: int = LATENT_CHANNELS,
+    image_size: int = IMAGE_SIZE,
+    norm_num_groups: int = 8,
+) -> AutoencoderKL:
+    """KL autoencoder, images `(B, 3, 32, 32)` in [-1, 1] to latents `(B, 4, 8, 8)` by default.
+
+    Each of `channels` but the last halves the image once.
+    """
     return AutoencoderKL(
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
-        sample_size=IMAGE_SIZE,
+        latent_channels=latent_channels,
+        norm_num_groups=norm_num_groups,
+        sample_size=image_size,
     )
 
 
 def make_unet(
-    channels: tuple[int, int] = (32, 64), cross_attention_dim: int = TEXT_WIDTH, **config
+    channels: tuple[int, int] = (32, 64),
+    cross_attention_dim: int = TEXT_WIDTH,
+    latent_channels: int = LATENT_CHANNELS,
+    attention: tuple[bool, bool] = (False, True),
+    **config,
 ) -> UNet2DConditionModel:
     """The text-conditional UNet in Stable Diffusion's layout, latents `(B, 4, 8, 8)`; `config` adds to its config.
+
+    `attention` says which of the two levels attend to the text.
 
     Attention sits at the 4x4 level only: on a CPU it costs more than the convolutions and at 8x8 adds little.
     """
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         block_out_channels=channels,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=tuple("CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attention)),
         layers_per_block=1,
         cross_attention_dim=cross_attention_dim,
         attention_head_dim=2,
@@ -127,7 +145,7 @@ def make_unet(
 
 
 def make_sdxl_unet(
-    channels: tuple[int, int] = (32, 64), text_widths: tuple[int, int] = (TEXT_WIDTH, TEXT_WIDTH_2)
+    channels: tuple[int, int] = (32, 64), text_widths: tuple[int, int] = (TEXT_WIDTH, TEXT_WIDTH_2), **config
 ) -> UNet2DConditionModel:
     """The same in SDXL's layout.
 
@@ -142,6 +160,7 @@ def make_sdxl_unet(
         addition_time_embed_dim=TIME_EMBED_DIM,
         projection_class_embeddings_input_dim=text_widths[1] + 6 * TIME_EMBED_DIM,
         use_linear_projection=True,
+        **config,
     )
 
 
@@ -159,29 +178,31 @@ def make_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
     )
 
 
-def dinov2_config(width: int = 64, layers: int = 4, patch_size: int = 4, **kwargs) -> Dinov2Config:
+def dinov2_config(
+    width: int = 64, layers: int = 4, patch_size: int = 4, image_size: int = IMAGE_SIZE, **kwargs
+) -> Dinov2Config:
     """A vision transformer in DINOv2's layout: square patches and a class token."""
     return Dinov2Config(
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=max(1, width // 32),
         mlp_ratio=4,
-        image_size=IMAGE_SIZE,
+        image_size=image_size,
         patch_size=patch_size,
         initializer_range=INITIALIZER_RANGE,
         **kwargs,
     )
 
 
-def make_dinov2(width: int = 64, layers: int = 4, patch_size: int = 4) -> Dinov2Model:
+def make_dinov2(width: int = 64, layers: int = 4, patch_size: int = 4, image_size: int = IMAGE_SIZE) -> Dinov2Model:
     """Backbone only, as `facebook/dinov2-small` is."""
-    return Dinov2Model(dinov2_config(width, layers, patch_size))
+    return Dinov2Model(dinov2_config(width, layers, patch_size, image_size))
 
 
 def make_classifier(
-    labels: list[str], width: int = 64, layers: int = 4, patch_size: int = 8
+    labels: list[str], width: int = 64, layers: int = 4, patch_size: int = 8, image_size: int = IMAGE_SIZE
 ) -> Dinov2ForImageClassification:
     """Backbone with a linear head: the evaluator, whose features serve the Frechet distance and whose labels the
     agreement of image and caption."""
     ids = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
-    return Dinov2ForImageClassification(dinov2_config(width, layers, patch_size, **ids))
+    return Dinov2ForImageClassification(dinov2_config(width, layers, patch_size, image_size, **ids))

@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks.architectures import ARCHITECTURES, DINOV2_L, DINOV2_S, MEMORY, make_dinov2, make_openclip_g
 from benchmarks.count import GIB, count_components, count_iteration
-from benchmarks.full_size import training_args
+from benchmarks.full_size import training_options
 
 COMPONENTS = {
     "sd15 UNet @512": 0.80, "sd15 UNet @512 +backward": 2.41,
@@ -29,7 +29,7 @@ NO_HALO = ("--decode_crop_halo", "0")
 @cache
 def counted(model, recipe, *flags):
     """Cost of one iteration; counting takes seconds, and several tests look at the same one."""
-    return count_iteration(model, training_args(model, recipe, 512, 1, "world", flags))[0]
+    return count_iteration(model, training_options(model, recipe, 512, 1, "world", flags))[0]
 
 
 def test_components_cost_what_the_table_says():
@@ -98,7 +98,7 @@ def test_what_rests_between_iterations(flags, per_trainable, per_frozen):
 def test_the_cache_takes_the_place_of_the_encoders():
     """An image's encoding, DINOv2-L on it, two text encoders on its caption; and those three encoders' memory."""
     cached = counted("sd15", "C", *NO_HALO)
-    args = training_args("sd15", "C", 512, 1, "world", NO_HALO)
+    args = training_options("sd15", "C", 512, 1, "world", NO_HALO)
     args.cache_dir_latents = None
     [online] = count_iteration("sd15", args)
     with torch.device("meta"):
@@ -118,7 +118,7 @@ def test_the_aims_of_memory_are_within_reach():
 
 def test_what_saves_most_of_all_weights_depends_on_the_batch():
     """As `memory_advice.advice` has it: the optimizer's state with one image, activations with eight."""
-    args = {flag: training_args("sd15", "C", 512, 1, "world", flag) for flag in ((), MEMORY[:1], MEMORY[1:])}
+    args = {flag: training_options("sd15", "C", 512, 1, "world", flag) for flag in ((), MEMORY[:1], MEMORY[1:])}
     plain, checkpointed, eight_bit = (count_iteration("sd15", a, batches=(1, 8)) for a in args.values())
     assert eight_bit[0].peak_gib < checkpointed[0].peak_gib < plain[0].peak_gib
     assert checkpointed[1].peak_gib < eight_bit[1].peak_gib < plain[1].peak_gib
@@ -126,7 +126,7 @@ def test_what_saves_most_of_all_weights_depends_on_the_batch():
 
 def test_several_batch_sizes_in_one_go():
     """Twice the images: the same FLOPs each, the same at rest, more activations."""
-    args = training_args("sd15", "C+LoRA", 256, 1, "world", ("--decode_crop_size", "128"))
+    args = training_options("sd15", "C+LoRA", 256, 1, "world", ("--decode_crop_size", "128"))
     one, two = count_iteration("sd15", args, batches=(1, 2))
     assert (one.batch, two.batch) == (1, 2)
     assert one.tflop == pytest.approx(two.tflop, rel=1e-3)

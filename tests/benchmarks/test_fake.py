@@ -1,5 +1,7 @@
 """The run without contents against a real one: same losses, same updates, so the same FLOPs and the same memory."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
@@ -10,12 +12,11 @@ from benchmarks.fake import fake_run
 from benchmarks.meter import Meter
 from benchmarks.packed import PackedLinear, pack_linears
 from examples.tiny import models
+from tests.runs import make_batches, options_of, prepare_run
 from tests.tiny_world import WIDTHS
-from tests.trainers import make_batches, make_trainer
-from training.iteration import iterate
+from train_add import iteration
 from training.models.quantization import quantize_linears
 from training.optimization import Updater
-from training.options.arguments import make_parser
 
 FLAGS = (
     "--mixed_precision no",
@@ -53,45 +54,42 @@ def tiny(monkeypatch):
     return "tiny"
 
 
-def measured(trainer):
+def measured(prepared):
     """FLOPs an image and peak of the second iteration, with real tensors."""
-    meter, networks = Meter(), trainer.networks
-    for module in (networks.student, networks.teacher, networks.latents.vae, trainer.step.discriminator):
+    meter, networks = Meter(), prepared.networks
+    for module in (networks.student, networks.teacher, networks.latents.vae, prepared.players.losses.discriminator):
         if module is not None:
             meter.hold([*module.parameters(), *module.buffers()])
-    if trainer.state.ema is not None:
-        meter.hold(trainer.state.ema.shadow_params)
-    [batch] = make_batches(trainer)
+    if prepared.players.ema is not None:
+        meter.hold(prepared.players.ema.shadow_params)
+    [batch] = make_batches(prepared)
     for part in vars(batch).values():
         values = vars(part) if hasattr(part, "__dict__") else part
         meter.hold(t for t in tree_leaves(values) if isinstance(t, torch.Tensor))
     with meter:
         for _ in range(2):
             meter.reset()
-            iterate(trainer.step, [batch], trainer.state.updaters, trainer.accelerator)
-            if trainer.state.ema is not None:
-                trainer.state.ema.step(trainer.state.trainable().values())
+            iteration(prepared.players, [batch])
     return meter.flops / 4, meter.peak
 
 
 @pytest.mark.parametrize("flags", FLAGS)
 def test_counted_is_measured(world, tmp_path, tiny, flags):
-    trainer = make_trainer(world, tmp_path / "out", "--discriminator_input_size", 32, *flags.split())
-    flops, peak = measured(trainer)
-    trainer.args.cache_dir_latents = "there"  # the batches were made before
-    [cost] = count_iteration(tiny, trainer.args)
+    prepared = prepare_run(world, tmp_path / "out", "--discriminator_input_size", 32, *flags.split())
+    flops, peak = measured(prepared)
+    hardware = dataclasses.replace(prepared.options.hardware, cache_dir_latents="there")  # the batches were made before
+    [cost] = count_iteration(tiny, dataclasses.replace(prepared.options, hardware=hardware))
     assert cost.batch == 4
     assert cost.tflop * 1e12 == pytest.approx(flops, rel=1e-6)
     assert cost.peak_gib * GIB == pytest.approx(peak, rel=0.01)
-    assert cost.trainable == sum(p.numel() for p in trainer.state.trainable().values())
+    assert cost.trainable == sum(p.numel() for p in prepared.players.trainable().values())
 
 
 def test_accumulation_samples_twice_and_holds_one_graph(tiny):
     """Two micro-batches of 4 beside one batch of 8, per image: one more sampling, and far less memory."""
 
     def cost(*flags):
-        args = make_parser("test").parse_args([*TEACHER, *flags])
-        return count_iteration(tiny, args)[0]
+        return count_iteration(tiny, options_of(*TEACHER, *flags))[0]
 
     flags = ("--discriminator_input_size", "32", "--mixed_precision", "bf16")
     whole = cost(*flags, "--train_batch_size", "8")
@@ -126,13 +124,13 @@ def test_packed_linears_take_what_bitsandbytes_takes(bits):
 
 def test_a_real_run_may_follow(world, tmp_path, tiny):
     """Nothing that was put in place for the count is left: another precision, norms, the guard."""
-    args = make_parser("test").parse_args([*TEACHER, "--mixed_precision", "bf16", "--discriminator_input_size", "32"])
+    options = options_of(*TEACHER, "--mixed_precision", "bf16", "--discriminator_input_size", 32)
     before = torch.nn.functional.group_norm, Updater._guarded_step
-    with fake_run(tiny, args):
+    with fake_run(tiny, options):
         assert Updater._guarded_step is not before[1]
     assert (torch.nn.functional.group_norm, Updater._guarded_step) == before
-    trainer = make_trainer(world, tmp_path / "out", "--mixed_precision", "no")
-    assert iterate(trainer.step, make_batches(trainer), trainer.state.updaters, trainer.accelerator)[1] == 0
+    prepared = prepare_run(world, tmp_path / "out", "--mixed_precision", "no")
+    assert iteration(prepared.players, make_batches(prepared))[1] == 0
 
 
 def test_norms_run_in_float32_under_autocast_as_on_cuda():

@@ -10,7 +10,8 @@ from benchmarks import full_size, measure, runs
 from benchmarks.architectures import RECIPES
 from tests import tiny_world
 from training.models.families import StableDiffusion
-from training.options.arguments import make_parser
+from training.options import make_parser
+from training.options.refusals import refuse
 
 
 @pytest.mark.parametrize("extra", [(), ("--use_lora", "--lora_rank", 2, "--mixed_precision", "bf16")])
@@ -29,14 +30,12 @@ def test_matrix_rate_and_machine():
 
 
 def test_every_run_of_the_table_is_a_command_line_the_training_script_takes(tmp_path):
-    from training.options.refusals import check_arguments
-
     (tmp_path / "data").mkdir()
     for run in runs.RUNS:
-        args = full_size.training_args(run.model, run.recipe, run.resolution, run.batch, tmp_path, run.flags)
-        check_arguments(args)
-        assert args.train_batch_size == run.batch
-        assert args.mixed_precision == "bf16"
+        options = full_size.training_options(run.model, run.recipe, run.resolution, run.batch, tmp_path, run.flags)
+        refuse(options)
+        assert options.optimization.train_batch_size == run.batch
+        assert options.hardware.mixed_precision == "bf16"
     assert {(run.model, run.recipe) for run in runs.RUNS} >= {(m, r) for m in ("sd15", "sdxl") for r in RECIPES}
 
 

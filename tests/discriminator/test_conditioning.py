@@ -1,5 +1,7 @@
 """Embeddings of captions and images, and how they are joined."""
 
+import json
+
 import pytest
 import torch
 from transformers import CLIPTextModel
@@ -75,8 +77,29 @@ def test_text_encoder_without_projection_is_refused(clip, tokenizer, tmp_path):
     """Stable Diffusion's text encoder has no projection; a random one must not take its place."""
     CLIPTextModel(clip.config.text_config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"has no weights for text_projection\.weight"):
+    with pytest.raises(ValueError, match=r"model\.safetensors lacks the weights text_projection\.weight"):
         TextCondition.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("in_text_config", [None, 512])
+def test_projection_dim_is_that_of_the_whole_clip(tokenizer, tmp_path, in_text_config):
+    """laion's CLIPs have it at the top level of the config only, or have the default 512 in the text config."""
+    whole = make_clip(tokenizer, width=32, layers=1)
+    assert whole.config.projection_dim != 512
+    whole.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"].pop("projection_dim")
+    if in_text_config is not None:
+        config["text_config"]["projection_dim"] = in_text_config
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    condition = TextCondition.from_pretrained(tmp_path)
+    assert condition.dim == whole.config.projection_dim
+    with torch.no_grad():
+        expected = (
+            whole.eval().get_text_features(**tokenizer(CAPTIONS, padding=True, return_tensors="pt")).pooler_output
+        )
+    torch.testing.assert_close(condition(CAPTIONS), torch.nn.functional.normalize(expected, dim=-1))
 
 
 def test_image_condition_is_the_class_token(tmp_path):

@@ -120,18 +120,18 @@ def test_judge_gives_each_image_its_own_logits(norm):
     heads = discriminator.heads.eval()  # or each forward would move the spectral norm
     real, fake = (discriminator.features(images(16, seed=k), uniform(16), CROP) for k in (0, 1))
     c = condition(16)
-    judged = discriminator.judge(heads, real, fake, c)
-    assert [j.shape for j in judged] == [(16, 5, 64)] * 2
-    assert torch.equal(discriminator.judge_fake(heads, real, fake, c), judged[1])
+    both = discriminator.logits(heads, real, fake, c)
+    assert [j.shape for j in both] == [(16, 5, 64)] * 2
+    assert torch.equal(discriminator.logits_of_fake(heads, real, fake, c), both[1])
     if norm == "mixed_batch":  # groups of four pairs: the first must not feel the ninth
-        part = discriminator.judge(heads, *(tuple(f[:4] for f in features) for features in (real, fake)), c[:4])
-        for whole, first in zip(judged, part):
+        part = discriminator.logits(heads, *(tuple(f[:4] for f in features) for features in (real, fake)), c[:4])
+        for whole, first in zip(both, part):
             torch.testing.assert_close(whole[:4], first)
-        swapped = discriminator.judge(heads, fake, real, c)
-        torch.testing.assert_close(swapped[1], judged[0])
+        swapped = discriminator.logits(heads, fake, real, c)
+        torch.testing.assert_close(swapped[1], both[0])
     else:
-        assert torch.equal(judged[0], heads(real, c))
-        assert torch.equal(judged[1], heads(fake, c))
+        assert torch.equal(both[0], heads(real, c))
+        assert torch.equal(both[1], heads(fake, c))
 
 
 @pytest.mark.parametrize("norm", ["virtual_batch", "mixed_batch"])
@@ -142,7 +142,9 @@ def test_only_mixed_groups_show_a_shift_of_all_generated_samples(norm):
     heads = discriminator.heads.eval()
     real, fake = (discriminator.features(images(8, seed=k), uniform(8), CROP) for k in (0, 1))
     shifted = tuple(f + 3.0 for f in fake)
-    moved = discriminator.judge_fake(heads, real, shifted, None) - discriminator.judge_fake(heads, real, fake, None)
+    moved = discriminator.logits_of_fake(heads, real, shifted, None) - discriminator.logits_of_fake(
+        heads, real, fake, None
+    )
     assert (moved.abs().max() > 0.1) == (norm == "mixed_batch")
 
 
@@ -152,6 +154,6 @@ def test_heads_that_mix_are_still_left_alone_by_the_students_step():
     discriminator = Discriminator(FeatureNetwork(make_dinov2(16, 4)), 0, norm="mixed_batch")
     real, fake = (discriminator.features(images(8, seed=k), uniform(8), CROP) for k in (0, 1))
     fake = tuple(f.detach().requires_grad_() for f in fake)
-    discriminator.judge_fake(discriminator.heads, real, fake, None).sum().backward()
+    discriminator.logits_of_fake(discriminator.heads, real, fake, None).sum().backward()
     assert all(f.grad.abs().sum() > 0 for f in fake)
     assert not any(f.requires_grad for f in real)

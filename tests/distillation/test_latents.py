@@ -112,7 +112,13 @@ def test_spaces_are_told_apart_by_encoder_and_scaling_alone():
     other_decoder = copy.deepcopy(space.vae)
     torch.nn.init.normal_(other_decoder.decoder.conv_out.weight)
     half = copy.deepcopy(space.vae).to(torch.bfloat16)
+    other_moments = copy.deepcopy(space.vae)
+    torch.nn.init.normal_(other_moments.quant_conv.weight)
+    without_quant_conv = copy.deepcopy(space.vae)
+    without_quant_conv.quant_conv = None
     assert space.is_same_space(LatentSpace(other_decoder))
+    assert not space.is_same_space(LatentSpace(other_moments))
+    assert not space.is_same_space(LatentSpace(without_quant_conv))
     assert space.is_same_space(LatentSpace(half))
     assert not space.is_same_space(changed(space, scaling_factor=0.13025))
     assert not space.is_same_space(changed(space, shift_factor=0.1))

@@ -11,7 +11,7 @@ from distillation.objectives import (
     distillation_weight,
     hinge_discriminator_loss,
     hinge_generator_loss,
-    r1_penalty,
+    r1_penalties,
 )
 from distillation.schedule import NoiseSchedule
 from distillation.teacher import Teacher, TeacherConditions
@@ -42,7 +42,7 @@ def test_r1_of_a_quadratic():
     features = tuple(torch.randn(3, 2, 4, requires_grad=True) for _ in range(2))
     logits = torch.stack([(0.5 * f.square()).sum(1) for f in features], dim=1)
     expected = sum(f.square().sum((1, 2)) for f in features).mean()
-    torch.testing.assert_close(r1_penalty(logits, features), expected)
+    torch.testing.assert_close(r1_penalties(logits, features).sum(), expected)
 
 
 def test_r1_weight_gradient_against_finite_differences():
@@ -53,7 +53,7 @@ def test_r1_weight_gradient_against_finite_differences():
 
     def penalty():
         features = (x.clone().requires_grad_(),)
-        return r1_penalty(head(features[0]), features)
+        return r1_penalties(head(features[0]), features).sum()
 
     penalty().backward()
     weight, h = head[0].weight, 1e-6

@@ -8,8 +8,10 @@ import pytest
 from transformers import BitImageProcessor
 
 from evaluation.__main__ import main
+from evaluation.errors import INSTALL_EXTRAS, EvaluationError
 from evaluation.preference.__main__ import main as preference_main
 from examples.tiny.models import make_classifier
+from tests.evaluation.commands import exit_status
 from tests.evaluation.run_folders import PROMPTS, make_run
 
 
@@ -33,15 +35,17 @@ def test_from_prompts_to_the_page(tmp_path, world, evaluator, capsys):
     runs = [str(tmp_path / "one-step"), str(tmp_path / "two-steps")]
     for steps, run in enumerate(runs, start=1):
         command = generate_command(world, run, "--num_inference_steps", steps, "--images_per_prompt", 2)
-        assert main(command) == 0
-    assert main(command) == 0  # again: nothing to do
+        assert exit_status(main, command) == 0
+    assert exit_status(main, command) == 0  # again: nothing to do
     assert "all 16 images are there" in capsys.readouterr().out
-    assert main(["measure", *runs, "--reference", str(world / "data"), "--evaluator", str(evaluator)]) == 0
+    assert exit_status(main, ["measure", *runs, "--reference", str(world / "data"), "--evaluator", str(evaluator)]) == 0
     study, elo = str(tmp_path / "study.sqlite"), str(tmp_path / "elo.json")
-    assert preference_main(["judge", *runs, "--study", study, "--model", str(world / "clip")]) == 0
-    assert preference_main(["judge", *runs, "--study", study, "--model", str(world / "clip")]) == 0  # votes once only
-    assert preference_main(["elo", "--study", study, "--voters", "judges", "--output", elo]) == 0
-    assert main(["compare", *runs, "--output_dir", str(tmp_path / "out"), "--elo", elo]) == 0
+    assert exit_status(preference_main, ["judge", *runs, "--study", study, "--model", str(world / "clip")]) == 0
+    assert (
+        exit_status(preference_main, ["judge", *runs, "--study", study, "--model", str(world / "clip")]) == 0
+    )  # votes once only
+    assert exit_status(preference_main, ["elo", "--study", study, "--voters", "judges", "--output", elo]) == 0
+    assert exit_status(main, ["compare", *runs, "--output_dir", str(tmp_path / "out"), "--elo", elo]) == 0
     rows = json.loads((tmp_path / "out" / "comparison.json").read_text())["runs"]
     wanted = {"fd_evaluator", "alignment", "precision", "recall", "density", "coverage", "diversity", "elo",
               "seconds_per_image", "peak_memory_gib"}  # fmt: skip
@@ -69,7 +73,7 @@ def test_figures_measured_one_after_another_stay(tmp_path, world):
         ["--metrics", "fd_dinov2", "--dino_model", world / "feature_network", *data],
         ["--metrics", "fd_dinov2", "--dino_model", world / "feature_network", *data, "--num_reference", 12],
     ):
-        assert main(["measure", str(run), *map(str, words)]) == 0
+        assert exit_status(main, ["measure", str(run), *map(str, words)]) == 0
     figures = json.loads((run / "metrics.json").read_text())["figures"]
     assert set(figures) == {"clip_score", "fd_dinov2"}
     assert "clip_score" in figures["clip_score"]["command"]
@@ -81,7 +85,7 @@ def test_module_runs_and_errors_have_no_traceback(tmp_path):
     command = [sys.executable, "-m", "evaluation", "measure", str(tmp_path), "--reference", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
-    assert "is no run" in result.stderr
+    assert "is not a run" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -101,25 +105,27 @@ def test_module_runs_and_errors_have_no_traceback(tmp_path):
         ),
         (["measure", "{run}"], "--reference FOLDER or by --dataset_name"),
         (["measure", "{run}", "--reference", "{empty}"], "holds 0 images"),
+        (["measure", "{run}", "--reference", "nowhere"], "--reference nowhere: there is no such folder"),
         (["measure", "{run}", "--metrics", "clip_score", "--clip_model", "{empty}"], "--clip_model"),
         (["compare", "{run}", "--output_dir", "x"], "at least two runs"),
     ],
 )
-def test_errors_name_the_flag_and_the_mend(tmp_path, capsys, words, message):
+def test_errors_name_the_flag_and_the_fix(tmp_path, capsys, words, message):
     run, empty = make_run(tmp_path / "run", 90).folder, tmp_path / "empty"
     empty.mkdir()
     (run / "p.txt").write_text("a cat")
-    assert main([word.format(run=run, empty=empty) for word in words]) == 2
+    assert exit_status(main, [word.format(run=run, empty=empty) for word in words]) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "flags", [["--scheduler_args", "[1]"], ["--call_args", "{"], ["--batch_size", "0"], ["--torch_dtype", "int8"]]
 )
-def test_flags_that_cannot_be_parsed(tmp_path, world, capsys, flags):
-    with pytest.raises(SystemExit):
-        main(generate_command(world, tmp_path / "r", *flags))
-    assert flags[0] in capsys.readouterr().err
+def test_flags_that_cannot_be_parsed_are_one_line(tmp_path, world, capsys, flags):
+    assert exit_status(main, generate_command(world, tmp_path / "r", *flags)) == 2
+    error = capsys.readouterr().err
+    assert flags[0] in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "r").exists()
 
 
@@ -135,14 +141,87 @@ def test_flags_that_cannot_be_parsed(tmp_path, world, capsys, flags):
 )
 def test_preference_errors_name_the_flag(tmp_path, capsys, words, message):
     a, b = (make_run(tmp_path / name, 90).folder for name in "ab")
-    assert preference_main([word.format(a=a, b=b, dir=tmp_path) for word in words]) == 2
+    assert exit_status(preference_main, [word.format(a=a, b=b, dir=tmp_path) for word in words]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_elo_of_a_study_without_votes_of_people(tmp_path, world, capsys):
     runs = [str(make_run(tmp_path / name, brightness).folder) for name, brightness in (("a", 60), ("b", 190))]
     study = ["--study", str(tmp_path / "s.sqlite")]
-    assert preference_main(["judge", *runs, *study, "--model", str(world / "clip"), "--num_prompts", "3"]) == 0
-    assert preference_main(["elo", *study]) == 2
+    assert (
+        exit_status(preference_main, ["judge", *runs, *study, "--model", str(world / "clip"), "--num_prompts", "3"])
+        == 0
+    )
+    assert exit_status(preference_main, ["elo", *study]) == 2
     assert "--voters judges" in capsys.readouterr().err
     assert len(PROMPTS) > 3
+
+
+@pytest.mark.parametrize("words", [["--debug", "compare", "a"], ["compare", "a", "--debug"]])
+def test_debug_shows_the_traceback_wherever_it_is_given(words):
+    with pytest.raises(EvaluationError, match="at least two runs"):
+        main([*words, "--output_dir", "x"])
+
+
+@pytest.mark.parametrize(
+    ("package", "command", "words"),
+    [
+        ("matplotlib", main, ["compare", "{a}", "{b}", "--output_dir", "{dir}/out"]),
+        ("torchmetrics", main, ["measure", "{a}", "--reference", "{a}"]),
+        ("prdc", main, ["measure", "{a}", "--reference", "{a}"]),
+        ("starlette", preference_main, ["serve", "{a}", "{b}", "--study", "{dir}/s"]),
+        ("scipy", preference_main, ["elo", "--study", "{dir}/s"]),
+    ],
+)
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(
+    tmp_path, monkeypatch, capsys, package, command, words
+):
+    a, b = (make_run(tmp_path / name, 90).folder for name in "ab")
+    monkeypatch.setitem(sys.modules, package, None)
+    assert exit_status(command, [word.format(a=a, b=b, dir=tmp_path) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert f"needs {package}" in error
+    assert INSTALL_EXTRAS in error
+    assert error.count("\n") == 1
+
+
+ABSENT = """
+import runpy, sys
+for name in ("torchmetrics", "scipy", "sklearn", "matplotlib", "prdc", "starlette", "uvicorn", "gradio"):
+    sys.modules[name] = None
+sys.argv = ["x", "--help"]
+runpy.run_module("{module}", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["evaluation", "evaluation.preference", "evaluation.ablations", "evaluation.comparison", "evaluation.lcm",
+     "examples.demo.report", "examples.live"],
+)  # fmt: skip
+def test_every_command_starts_without_the_extras(module):
+    """So that it can say which of them it needs."""
+    result = subprocess.run([sys.executable, "-c", ABSENT.format(module=module)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"usage: python -m {module} ")
+
+
+def test_judge_is_told_its_own_options(tmp_path, capsys):
+    """Not those of `measure`."""
+    runs = [str(make_run(tmp_path / name, 90).folder) for name in "ab"]
+    words = ["judge", *runs, "--study", str(tmp_path / "s"), "--model", str(tmp_path)]
+    assert exit_status(preference_main, words) == 2
+    error = capsys.readouterr().err
+    assert f"--model {tmp_path}: the folder cannot be loaded" in error
+    assert "--processor" in error
+    assert "--metrics" not in error
+
+
+def test_compare_says_where_the_page_is_and_refuses_what_is_no_elo(tmp_path, capsys):
+    runs = [str(make_run(tmp_path / name, 90).folder) for name in "ab"]
+    assert exit_status(main, ["compare", *runs, "--output_dir", str(tmp_path / "out")]) == 0
+    assert f"The page is {tmp_path / 'out/comparison.html'}." in capsys.readouterr().out
+    (tmp_path / "elo.json").write_text("[]")
+    words = ["compare", *runs, "--output_dir", str(tmp_path / "out"), "--elo", str(tmp_path / "elo.json")]
+    assert exit_status(main, words) == 2
+    assert "elo.json: cannot be read" in capsys.readouterr().err

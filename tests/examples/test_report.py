@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.image
@@ -14,18 +16,20 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from transformers import BitImageProcessor
 
-from evaluation import frechet_distance, tiny_task
-from evaluation.systems import Row, System
-from examples.demo import figures, report
-from examples.demo.summary import table, verdict
+from evaluation import frechet_distance
+from evaluation.tiny import task as tiny_task
+from evaluation.tiny.systems import System, SystemFigures
+from examples.demo import curves, report, samples
+from examples.demo.summary import reach_verdict, systems_table
 from examples.tiny.data import Example, Split, write_split
 from examples.tiny.models import make_classifier
+from tests.evaluation.commands import exit_status
 
 WORDS = ("one", "two", "three")
 
 
-def row(name="teacher", steps=25, guidance=1.0, fd=10.0, alignment=0.9, diversity=2.0, seconds=0.5) -> Row:
-    return Row(name, steps, guidance, fd, alignment, diversity, seconds)
+def row(name="teacher", steps=25, guidance=1.0, fd=10.0, alignment=0.9, diversity=2.0, seconds=0.5) -> SystemFigures:
+    return SystemFigures(name, steps, guidance, fd, alignment, diversity, seconds)
 
 
 REAL = row("real", None, None, fd=1.0, diversity=4.0, seconds=None)
@@ -34,7 +38,9 @@ REAL = row("real", None, None, fd=1.0, diversity=4.0, seconds=None)
 def test_the_aim_is_held_against_the_best_teacher_of_most_steps():
     """The guided row is the better at 25 steps; the few-step row, better still, is not what the aim names."""
     teachers = [row(fd=10.0), row(guidance=2.0, fd=8.0, alignment=0.95), row(steps=4, fd=1.0)]
-    met = verdict([REAL, *teachers, row("student", 1, 0.0, fd=6.0, alignment=0.95), row("student", 4, 0.0, fd=99.0)])
+    met = reach_verdict(
+        [REAL, *teachers, row("student", 1, 0.0, fd=6.0, alignment=0.95), row("student", 4, 0.0, fd=99.0)]
+    )
     assert met["met"] is True
     assert met["ratio"] == 0.75
     assert met["teacher"] == "teacher, 25 steps, guidance 2"
@@ -45,13 +51,13 @@ def test_the_aim_is_held_against_the_best_teacher_of_most_steps():
 def test_the_aim_needs_both_distance_and_alignment(fd, alignment):
     """Farther away, or right less often: missed."""
     rows = [REAL, row(guidance=2.0, fd=8.0, alignment=0.95), row("student", 1, 0.0, fd=fd, alignment=alignment)]
-    assert verdict(rows)["met"] is False
-    assert verdict(rows)["text"].startswith("Aim missed:")
+    assert reach_verdict(rows)["met"] is False
+    assert reach_verdict(rows)["text"].startswith("Aim missed:")
 
 
 def test_table_relates_diversity_to_real_images():
     """2 of 4 is 50 %; guidance of at most 1 is none; what does not apply is a dash."""
-    lines = table([REAL, row(guidance=2.0), row("student", 1, 0.0, diversity=3.0)]).splitlines()
+    lines = systems_table([REAL, row(guidance=2.0), row("student", 1, 0.0, diversity=3.0)]).splitlines()
     assert lines[2:] == [
         "| real | - | - | 1.00 | 90.0% | 4.00 | 100.0% | - |",
         "| teacher | 25 | 2 | 10.00 | 90.0% | 2.00 | 50.0% | 0.5000 |",
@@ -123,22 +129,22 @@ def test_scalars_of_a_resumed_run_are_merged(tmp_path):
         with SummaryWriter(str(tmp_path / folder)) as writer:
             for step in steps:
                 writer.add_scalar("loss/student", value, step)
-    steps, values = figures.read_scalars(tmp_path)["loss/student"]
+    steps, values = curves.read_scalars(tmp_path)["loss/student"]
     assert steps.tolist() == list(range(1, 9))
     assert values.tolist() == [1, 1, 1, 2, 2, 2, 2, 2]
-    assert figures.read_scalars(tmp_path / "nothing") == {}
+    assert curves.read_scalars(tmp_path / "nothing") == {}
 
 
 def test_smoothing_keeps_a_line_and_averages_a_spike():
     """A constant stays constant to its very ends; inside, the mean of 3."""
-    np.testing.assert_allclose(figures.smooth(np.full(9, 2.0), 5), 2.0)
-    np.testing.assert_allclose(figures.smooth(np.array([0, 0, 3.0, 0, 0]), 3), [0, 1, 1, 1, 0])
+    np.testing.assert_allclose(curves.smooth(np.full(9, 2.0), 5), 2.0)
+    np.testing.assert_allclose(curves.smooth(np.array([0, 0, 3.0, 0, 0]), 3), [0, 1, 1, 1, 0])
 
 
 def test_mosaic_places_images():
     """Row i, column j begins at (i, j) * (size + gap); what is missing is white."""
     rows = [torch.full((2, 3, 4, 4), 0.25), torch.full((1, 3, 4, 4), 0.5)]
-    canvas = figures.mosaic(rows)
+    canvas = samples.mosaic(rows)
     assert canvas.shape == (9, 9, 3)
     assert canvas[:4, 5:].eq(0.25).all()
     assert canvas[5:, :4].eq(0.5).all()
@@ -204,7 +210,7 @@ def test_a_student_that_is_its_teacher_measures_as_it_does(folders, monkeypatch,
     page = (folders / "demo/report.md").read_text(encoding="utf-8")
     assert content["verdict"]["text"] in page
     assert content["verdict"]["text"] in capsys.readouterr().out
-    assert table([Row(**system) for system in systems]) in page
+    assert systems_table([SystemFigures(**system) for system in systems]) in page
     for picture in ("samples.png", "training.png"):
         assert f"]({picture})" in page
         assert matplotlib.image.imread(folders / "demo" / picture).std() > 0.05
@@ -213,7 +219,9 @@ def test_a_student_that_is_its_teacher_measures_as_it_does(folders, monkeypatch,
 def test_teacher_timesteps_can_be_spaced_anew(folders):
     """As saved: trailing, from 999. With the flag `leading`, the one step stands at 1."""
     for extra, first in (((), 999), (("--teacher_timestep_spacing", "leading"), 1)):
-        teacher = report.load_pipelines(report.parse_args(flags(folders, *extra)), "cpu")["teacher"]
+        teacher = report.load_pipelines(report.make_report_parser().parse_args(flags(folders, *extra)), "cpu")[
+            "teacher"
+        ]
         teacher.scheduler.set_timesteps(1)
         assert teacher.scheduler.timesteps.tolist() == [first]
 
@@ -229,7 +237,45 @@ def test_teacher_timesteps_can_be_spaced_anew(folders):
     ],
 )
 def test_refuses_what_cannot_be_measured(folders, extra, message, capsys):
-    """Before anything is loaded, by the flag's name."""
-    with pytest.raises(SystemExit):
-        report.parse_args(flags(folders, *extra))
-    assert message in capsys.readouterr().err
+    """Before anything is loaded, in one line with the flag's name."""
+    assert exit_status(report.main, flags(folders, *extra)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_package_is_one_line(folders, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert exit_status(report.main, flags(folders)) == 2
+    assert "matplotlib, which is not installed. Install it with `pip install -r" in capsys.readouterr().err
+
+
+def some_scalars(**values) -> curves.Scalars:
+    """Three iterations of every scalar that a run logs; `values` replace some."""
+    tags = ["loss/student", "learning_rate/student", "images_per_second", "replaced_samples", "skipped_steps"]
+    tags += [tag for curve in curves.CURVES for tag in curve.tags]
+    return {tag: (np.arange(3), np.array(values.get(tag, [0, 0, 0]))) for tag in tags}
+
+
+def test_the_curves_say_what_is_healthy_and_leave_out_what_says_nothing():
+    """No learning rates, speed or sums; skipped iterations only where there are any."""
+    chosen = curves.choose_curves(some_scalars())
+    assert [curve.title for curve in chosen] == [curve.title for curve in curves.CURVES[:-1]]
+    assert all(curve.healthy.startswith("Healthy: ") for curve in curves.CURVES)
+    assert curves.CURVES[-1] in curves.choose_curves(some_scalars(skipped_steps=[0, 0, 2]))
+    assert curves.choose_curves({"images_per_second": (np.arange(3), np.ones(3))}) == []
+
+
+def test_the_curves_are_of_what_a_run_logs():
+    """Every scalar that is drawn is one that the losses or the progress of a run name."""
+    sources = "".join(
+        path.read_text() for folder in ("distillation", "training") for path in Path(folder).rglob("*.py")
+    )
+    assert all(f'"{tag}"' in sources for curve in curves.CURVES for tag in curve.tags)
+
+
+def test_captions_are_plain_text_in_the_pictures(tmp_path):
+    """No mathematics of matplotlib."""
+    panel = samples.Panel("$x^{$", ["$x^{$"], {"$x^{$": torch.zeros(1, 3, 4, 4)})
+    samples.draw_samples(tmp_path / "samples.png", [panel])
+    assert matplotlib.image.imread(tmp_path / "samples.png").shape[2] == 4

@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from examples.tiny import build as builder
-from examples.tiny import data, vision
+from examples.tiny import data
+from examples.tiny.captioned import vision
 from examples.tiny.manifest import hash_files
 from tests.examples.tiny_build import COLOURS, run, write_folder
 
-STAGES = ("data", "clip", "autoencoder", "teacher", "feature_network", "evaluator", "preview")
+STAGES = ("data", "autoencoder", "clip", "evaluator", "feature_network", "teacher", "preview")
 
 
 # --- building twice, halfway, and again -----------------------------------------------------------
@@ -56,7 +57,7 @@ def test_interrupted_stage_is_built_again(tiny, folder, monkeypatch, capsys):
     capsys.readouterr()
     run(tiny, folder)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines if ": building" in line] == ["evaluator"]
+    assert next(line for line in lines if ": building" in line).split(":")[0] == "evaluator"
     assert hash_files(tiny / "evaluator") == expected
     assert not list(tiny.glob(".*partial"))
 
@@ -139,7 +140,9 @@ def test_unusable_folder_is_refused_before_anything_is_written(tmp_path, monkeyp
     if spoil == "empty":
         source.mkdir()
     elif spoil != "no folder":
-        write_folder(source, count=9 if spoil == "few images" else 12, text=spoil != "no text", label=False)
+        write_folder(
+            source, count=9 if spoil == "few images" else 12, text=spoil != "no text", label=spoil == "many labels"
+        )
     if spoil == "blank caption":
         metadata = (source / "metadata.jsonl").read_text()
         (source / "metadata.jsonl").write_text(metadata.replace("a red square", "  ", 1))

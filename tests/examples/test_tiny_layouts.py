@@ -126,4 +126,4 @@ def test_changed_layout_builds_only_what_depends_on_it(worlds, tmp_path, capsys)
     shutil.copytree(worlds["sd"], tmp_path / "world")
     run(tmp_path / "world", worlds["sd"].parent / "images", "--layout", "sdxl")
     built = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if ": building" in line]
-    assert built == ["clip_2", "autoencoder", "teacher", "preview"]
+    assert built == ["autoencoder", "clip_2", "teacher", "preview"]

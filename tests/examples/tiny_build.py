@@ -30,7 +30,8 @@ def write_folder(folder: Path, count: int = 30, text: bool = True, label: bool =
 
 
 def run(output_dir: Path, folder: Path, *more: str) -> dict:
-    """Build with one iteration a stage; returns build.json."""
-    flags = ["--output_dir", str(output_dir), "--train_data_dir", str(folder), "--iterations_scale", "0.001", *more]
+    """Build with one iteration a stage, which reaches no gate; returns build.json."""
+    flags = ["--output_dir", str(output_dir), "--train_data_dir", str(folder), "--iterations_scale", "0.001"]
+    flags += ["--max_rounds", "1", "--gates", "report", *more]
     builder.main(flags)
     return json.loads((output_dir / "build.json").read_text())

@@ -2,18 +2,21 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub import CommitOperationAdd, HfApi
+from safetensors.torch import save
 
 import train_add
 from tests import tiny_world
 from tests.hub.server import OTHER, READ, WRITE
+from tests.runs import options_of
 from training.publishing.card import is_untouched
 from training.publishing.checkpoint_branch import CheckpointPusher
 from training.publishing.hub import check_push, publish, push_published
 from training.publishing.layout import PublishError
+from training.publishing.verification import FILES
 
 REPO = "user/my-student"
 LAYOUT = {
@@ -99,6 +102,7 @@ def test_files_of_an_earlier_student_go_and_others_stay(hub, student):
     for path in (stale, "unet/notes.txt", "comfy/model.safetensors", "assets/fox.png"):
         add_on_the_hub(path, b"old")
     (student / "vae" / "config.json").write_text((student / "vae" / "config.json").read_text() + "\n")
+    (student / FILES).unlink()  # a change of the owner's own
     publish(student, REPO, token=WRITE)
     files = hub.files(REPO)
     assert files.keys() == LAYOUT | {"unet/notes.txt", "comfy/model.safetensors", "assets/fox.png"}
@@ -144,7 +148,7 @@ def test_lora_alone(hub, student, tmp_path):
     (tmp_path / "lora" / "scheduler").mkdir(parents=True)
     for name in ("README.md", "add_run.json", "samples.png", "scheduler/scheduler_config.json"):
         (tmp_path / "lora" / name).write_bytes((student / name).read_bytes())
-    (tmp_path / "lora" / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
+    (tmp_path / "lora" / "pytorch_lora_weights.safetensors").write_bytes(save({"a": torch.ones(2)}))
     publish(tmp_path / "lora", REPO, token=WRITE)
     weights, scheduler = "pytorch_lora_weights.safetensors", "scheduler/scheduler_config.json"
     assert hub.files(REPO).keys() == {"README.md", "samples.png", weights, scheduler}
@@ -153,8 +157,8 @@ def test_lora_alone(hub, student, tmp_path):
     assert "custom_pipeline" not in card
 
 
-def arguments(folder, token=WRITE):
-    return SimpleNamespace(output_dir=str(folder), hub_model_id=None, hub_token=token)
+def arguments(folder, token=WRITE, *more):
+    return options_of("--pretrained_teacher_model", "x", "--output_dir", folder, "--hub_token", token, *more)
 
 
 def test_push_at_the_end_of_a_run(hub, student):
@@ -175,12 +179,12 @@ def test_training_with_push_to_hub(hub, world, tmp_path):
 def test_check_before_training(hub, tmp_path):
     """Creates the repo and learns that it can be written to; a token that cannot is refused at once."""
     folder = tmp_path / "my-student"
-    assert check_push(arguments(folder), private=True) == REPO
+    assert check_push(arguments(folder, WRITE, "--hub_private_repo")) == REPO
     assert hub.titles(REPO) == ["initial commit"]
     with pytest.raises(PublishError, match=r"--push_to_hub got True, but .*: HTTP 403: .* Training has not begun"):
         check_push(arguments(folder, READ))
     with pytest.raises(PublishError, match=r"HTTP 40[134]"):
-        check_push(SimpleNamespace(output_dir=str(folder), hub_model_id=REPO, hub_token=OTHER))
+        check_push(arguments(folder, OTHER, "--hub_model_id", REPO))
 
 
 def test_checkpoints_go_to_a_branch_in_order(hub, student, caplog):
@@ -191,7 +195,7 @@ def test_checkpoints_go_to_a_branch_in_order(hub, student, caplog):
 
     pusher = CheckpointPusher(arguments(student))
 
-    def save(step):
+    def saving(step):
         def write(folder):
             shutil.copytree(
                 student, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint-*", "logs", ".*")
@@ -200,8 +204,8 @@ def test_checkpoints_go_to_a_branch_in_order(hub, student, caplog):
 
         return write
 
-    pusher.push(save(1), 1)
-    pusher.push(save(2), 2)
+    pusher.push(saving(1), 1)
+    pusher.push(saving(2), 2)
     pusher.close()
     assert hub.titles(REPO) == ["initial commit", "Student after 1 iterations", "Student after 2 iterations"]
     assert hub.files(REPO, "checkpoints").keys() == LAYOUT
@@ -212,8 +216,8 @@ def test_checkpoints_go_to_a_branch_in_order(hub, student, caplog):
     hub.fail("POST .*/commit/", status=500)
     pusher = CheckpointPusher(arguments(student))
     pusher.push(broken, 2)
-    pusher.push(save(3), 3)
-    pusher.push(save(4), 4)
+    pusher.push(saving(3), 3)
+    pusher.push(saving(4), 4)
     pusher.close()
     assert pusher.failed == 2
     assert "iteration 2 was not pushed, and training goes on. [Errno 28] No space left on device" in caplog.text

@@ -13,7 +13,9 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 
 from tests.hub.server import WRITE
-from training.publishing.hub import MESSAGE, main, publish
+from training.publishing.command import main
+from training.publishing.hub import MESSAGE, publish
+from training.publishing.verification import FILES
 
 ROOT = Path(__file__).parent.parent.parent
 PUSH = """
@@ -70,7 +72,7 @@ if online:  # every snippet of both cards, word for word but for the device
         blocks = re.findall(r"```python\\n(.*?)```", card.text, flags=re.S)
         names = {}
         for block in blocks:
-            block = block.replace('"cuda"', '"cpu"').replace("bfloat16", "float32").replace("path/to/a/lora", LORA)
+            block = block.replace('"cuda"', '"cpu"').replace("float16", "float32").replace("path/to/a/lora", LORA)
             exec(block, names)
         assert len(blocks) == (4 if repo == REPO else 2), repo
         assert names["image"].size == (32, 32)
@@ -117,6 +119,7 @@ def other(student, tmp_path) -> Path:
         for parameter in unet.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     unet.save_pretrained(folder / "unet")
+    (folder / FILES).unlink()  # a change of the owner's own
     return folder
 
 
@@ -142,10 +145,13 @@ def test_trained_pushed_and_loaded_in_every_way(hub, student, other, lora, tmp_p
 
 
 @pytest.mark.usefixtures("client")
-def test_refusal_of_the_command(hub, student):
+def test_refusal_of_the_command(hub, student, capsys):
     """A token the Hub does not know: status not 0, one line with the mend, and no token in it."""
     with pytest.raises(SystemExit) as exit_:
         main([str(student), "--repo_id", "user/my-student", "--hub_token", "hf_expired"])
-    assert exit_.value.code.startswith(f"python -m training.publish: error: {student} was not published to user/my-st")
-    assert "hf auth login" in exit_.value.code
-    assert "hf_expired" not in exit_.value.code
+    message = capsys.readouterr().err
+    assert exit_.value.code == 1
+    assert message.startswith(f"python -m training.publish: error: {student} was not published to user/my-st")
+    assert "hf auth login" in message
+    assert message.count("\n") == 1
+    assert "hf_expired" not in message

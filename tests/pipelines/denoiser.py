@@ -33,6 +33,7 @@ def make_unet(family) -> UNet2DConditionModel:
     )
 
 
+@torch.enable_grad()
 def train(family, unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Teach it the noise of smooth latents of unit variance, half of them at the last timestep, which is noise only."""
     generator = torch.Generator().manual_seed(1)

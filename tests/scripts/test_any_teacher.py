@@ -12,9 +12,9 @@ from distillation.objectives import distillation_loss, distillation_weight
 from examples.tiny import models
 from pipelines import ADDPipeline, ADDXLPipeline
 from tests import tiny_world
-from tests.trainers import digest, make_batches, make_trainer
+from tests.runs import digest, make_batches, prepare_run
+from train_add import iteration
 from training.errors import OptionError
-from training.iteration import iterate
 from training.models.families import StableDiffusion, StableDiffusionXL
 
 
@@ -51,48 +51,48 @@ def other_space(world, tmp_path_factory):
 
 def test_student_keeps_its_prediction_type_and_the_teacher_its_own(world, same_space, tmp_path):
     """An epsilon student of another size learns from a v-prediction teacher, in latents: the space is one."""
-    trainer = make_trainer(world, tmp_path / "out", *pair(world, same_space), "--distillation_space", "latent")
-    assert trainer.networks.teacher_latents is None
-    student, teacher = trainer.schedules
+    prepared = prepare_run(world, tmp_path / "out", *pair(world, same_space), "--distillation_space", "latent")
+    assert prepared.networks.teacher_latents is None
+    student, teacher = prepared.schedules
     assert (student.prediction_type, teacher.prediction_type) == ("epsilon", "v_prediction")
-    assert trainer.networks.student.config.block_out_channels != trainer.networks.teacher.config.block_out_channels
-    batch = make_batches(trainer)[0]
-    sample = trainer.step.sample(batch)
-    t, eps = batch.draws.t, batch.draws.eps_teacher
+    assert prepared.networks.student.config.block_out_channels != prepared.networks.teacher.config.block_out_channels
+    batch = make_batches(prepared)[0]
+    sample = prepared.players.losses.sample(batch)
+    t, eps = batch.noise.t, batch.noise.eps_teacher
     x_t = teacher.diffuse(sample.z.detach(), eps, t)
     with torch.no_grad():
-        v = trainer.networks.teacher(x_t, t, **batch.teacher_conditions.caption).sample
+        v = prepared.networks.teacher(x_t, t, **batch.teacher_conditions.caption).sample
     alpha, sigma = (table[t].reshape(-1, 1, 1, 1) for table in (teacher.alphas, teacher.sigmas))
     expected = distillation_loss(sample.z, alpha * x_t - sigma * v, distillation_weight(teacher, t, "exponential"))
-    assert torch.allclose(trainer.step.distillation(batch, sample), expected, rtol=1e-5)
+    assert torch.allclose(prepared.players.losses.distillation(batch, sample), expected, rtol=1e-5)
 
 
 def test_teacher_in_another_latent_space_sees_the_students_pixels(world, other_space, tmp_path):
     """decode by the student's autoencoder, encode, diffuse, denoise and decode by the teacher's; loss in pixels."""
-    trainer = make_trainer(world, tmp_path / "out", *pair(world, other_space))
-    theirs, ours = trainer.networks.teacher_latents, trainer.networks.latents
+    prepared = prepare_run(world, tmp_path / "out", *pair(world, other_space))
+    theirs, ours = prepared.networks.teacher_latents, prepared.networks.latents
     assert theirs is not None
     assert theirs.vae is not ours.vae
-    batch = make_batches(trainer)[0]
-    sample = trainer.step.sample(batch)
-    schedule, t = trainer.schedules[1], batch.draws.t
+    batch = make_batches(prepared)[0]
+    sample = prepared.players.losses.sample(batch)
+    schedule, t = prepared.schedules[1], batch.noise.t
     with torch.no_grad():
         factor = theirs.vae.config.scaling_factor
         z = theirs.vae.encode(ours.vae.decode(sample.z / ours.vae.config.scaling_factor).sample).latent_dist.mean
-        x_t = schedule.diffuse(z * factor, batch.draws.eps_teacher, t)
-        target = schedule.x0(trainer.networks.teacher(x_t, t, **batch.teacher_conditions.caption).sample, x_t, t)
+        x_t = schedule.diffuse(z * factor, batch.noise.eps_teacher, t)
+        target = schedule.x0(prepared.networks.teacher(x_t, t, **batch.teacher_conditions.caption).sample, x_t, t)
         pixels = theirs.vae.decode(target / factor).sample
     expected = distillation_loss(sample.x, pixels, distillation_weight(schedule, t, "exponential"))
-    loss = trainer.step.distillation(batch, sample)
+    loss = prepared.players.losses.distillation(batch, sample)
     assert torch.allclose(loss, expected, rtol=1e-4)
     loss.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in trainer.state.student.named_parameters()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in prepared.players.student.named_parameters()
                if "conv" in n)  # fmt: skip
 
 
 def test_captions_are_encoded_by_each_ones_own_encoders(world, sdxl_world, tmp_path):
-    trainer = make_trainer(world, tmp_path / "out", *pair(world, sdxl_world), "--teacher_guidance_scale", 3)
-    batch = make_batches(trainer)[0]
+    prepared = prepare_run(world, tmp_path / "out", *pair(world, sdxl_world), "--teacher_guidance_scale", 3)
+    batch = make_batches(prepared)[0]
     assert batch.condition["encoder_hidden_states"].shape[-1] == tiny_world.WIDTHS[0]
     for condition in (batch.teacher_conditions.caption, batch.teacher_conditions.unconditional):
         assert condition["encoder_hidden_states"].shape[-1] == sum(tiny_world.WIDTHS)
@@ -105,13 +105,13 @@ def test_sd_and_sdxl_teach_each_other(world, sdxl_world, tmp_path, direction):
     is_sd = direction == "sd student"
     student, teacher = (world, sdxl_world) if is_sd else (sdxl_world, world)
     family = StableDiffusion if is_sd else StableDiffusionXL
-    trainer = make_trainer(world, tmp_path / "trainer", *pair(student, teacher), family=family)
-    still = [trainer.networks.teacher, trainer.networks.latents.vae, trainer.networks.teacher_latents.vae]
+    prepared = prepare_run(world, tmp_path / "prepared", *pair(student, teacher), family=family)
+    still = [prepared.networks.teacher, prepared.networks.latents.vae, prepared.networks.teacher_latents.vae]
     before = [digest(m) for m in still]
-    moved = digest(trainer.networks.student)
-    iterate(trainer.step, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
+    moved = digest(prepared.networks.student)
+    iteration(prepared.players, make_batches(prepared))
     assert [digest(m) for m in still] == before
-    assert digest(trainer.networks.student) != moved
+    assert digest(prepared.networks.student) != moved
 
     (train_add if is_sd else train_add_sdxl).main(
         tiny_world.flags(world, tmp_path / "out", *pair(student, teacher), "--distillation_weighting", "nfsd")
@@ -120,9 +120,9 @@ def test_sd_and_sdxl_teach_each_other(world, sdxl_world, tmp_path, direction):
 
 
 def test_lora_student_with_another_teacher_has_two_unets(world, same_space, tmp_path):
-    trainer = make_trainer(world, tmp_path / "out", *pair(world, same_space), "--use_lora", "--lora_rank", 2)
-    assert trainer.networks.teacher is not trainer.networks.student
-    assert not any("lora" in name for name, _ in trainer.networks.teacher.named_parameters())
+    prepared = prepare_run(world, tmp_path / "out", *pair(world, same_space), "--use_lora", "--lora_rank", 2)
+    assert prepared.networks.teacher is not prepared.networks.student
+    assert not any("lora" in name for name, _ in prepared.networks.teacher.named_parameters())
 
 
 @pytest.mark.parametrize(
@@ -136,14 +136,14 @@ def test_what_cannot_work_across_latent_spaces_is_refused(world, sdxl_world, oth
                                                           monkeypatch):  # fmt: skip
     """Where the scaling tells the spaces apart, before any weight is loaded; where only the encoder does, after."""
     with pytest.raises(OptionError, match=message):
-        make_trainer(world, tmp_path / "out", *pair(world, other_space), *extra)
+        prepare_run(world, tmp_path / "out", *pair(world, other_space), *extra)
     for part in ("load_unet", "load_vae", "load_text_encoders"):
         monkeypatch.setattr(StableDiffusion, part, lambda *a: pytest.fail("weights were loaded"))
     with pytest.raises(OptionError, match=message):
-        make_trainer(world, tmp_path / "out", *pair(world, sdxl_world), *extra)
+        prepare_run(world, tmp_path / "out", *pair(world, sdxl_world), *extra)
 
 
 def test_adversarial_alone_loads_no_teacher(world, tmp_path):
-    trainer = make_trainer(world, tmp_path / "out", "--distillation_weight", 0)
-    assert trainer.networks.teacher is None
-    assert trainer.step.teacher is None
+    prepared = prepare_run(world, tmp_path / "out", "--distillation_weight", 0)
+    assert prepared.networks.teacher is None
+    assert prepared.players.losses.teacher is None

@@ -6,7 +6,7 @@ import pytest
 
 import train_add
 import train_add_sdxl
-from tests.trainers import run
+from tests.runs import run
 from training.models.families import Family
 
 
@@ -23,11 +23,24 @@ def refused(script, capsys, *argv):
     [
         ((), r"--dataset_name got None and --train_data_dir got None: give exactly one"),
         (("--dataset_name", "x", "--train_data_dir", "."), "give exactly one of them"),
+        (("--dataset_name", "json"), "--dataset_name got 'json': this loader reads .*--train_data_dir"),
+        (("--train_data_dir", ".", "--dataset_revision", "v1"), "--dataset_revision got 'v1': files of a"),
         (("--train_data_dir", "/nowhere"), r"--train_data_dir got '/nowhere': this is no folder"),
         (("--dataset_name", "x", "--streaming"), "--streaming got True.*--max_train_steps"),
         (("--dataset_name", "x", "--resolution", 33), "--resolution got 33: give a multiple of 8"),
         (("--dataset_name", "x", "--train_batch_size", 0), "--train_batch_size got 0: give 1 or more"),
         (("--dataset_name", "x", "--learning_rate", 0), "--learning_rate got 0.0: give a number above 0"),
+        (("--dataset_name", "x", "--learning_rate", "inf"), "--learning_rate got inf: give a finite number"),
+        (("--dataset_name", "x", "--lr_power", "nan"), "--lr_power got nan: give a finite number"),
+        (("--dataset_name", "x", "--teacher_guidance_scale", "nan"), "--teacher_guidance_scale got nan: give a finite"),
+        (("--dataset_name", "x", "--max_grad_norm", "inf"), "--max_grad_norm got inf: give a finite number; 1e9 never"),
+        (("--dataset_name", "x", "--student_timestep_probabilities", "nan", 0, 0, 1), r"got \[nan.*finite"),
+        (("--dataset_name", "x", "--use_lora", "--teacher_precision", "bf16", "--mixed_precision", "no"),
+         "--teacher_precision got 'bf16': with --use_lora.*--mixed_precision bf16"),
+        (("--dataset_name", "x", "--use_lora", "--teacher_precision", "4bit", "--mixed_precision", "no"), "got '4bit'"),
+        (("--dataset_name", "x", "--tiny_vae_revision", "v2"), "got 'v2'.*only with --pretrained_tiny_vae_model"),
+        (("--dataset_name", "x", "--discriminator_text_model", "none", "--discriminator_text_model_revision", "v2"),
+         "--discriminator_text_model_revision got 'v2': it is read only with --discriminator_text_model"),
         (("--dataset_name", "x", "--ema_decay", 1), r"--ema_decay got 1.0: give a number in \[0, 1\)"),
         (("--dataset_name", "x", "--r1_gamma", -1), "--r1_gamma got -1.0: give 0 or more"),
         (("--dataset_name", "x", "--student_timesteps", 999, 499), "--student_timesteps got .* rising"),
@@ -72,6 +85,11 @@ def test_refused_before_anything_is_loaded(capsys, argv, message, module):
     error = refused(module, capsys, *argv)
     assert re.search(message, error.replace("\n", " ")), error
     assert "hf_secret" not in error
+
+
+def test_revision_of_an_autoencoder_that_is_not_named(capsys):
+    error = refused(train_add_sdxl, capsys, "--dataset_name", "x", "--vae_revision", "v2")
+    assert "--vae_revision got 'v2': it is read only with --pretrained_vae_model_name_or_path" in error
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+import train_add
 from tests import tiny_world
-from tests.trainers import run
-from training import loop
+from tests.runs import run
+from training import saving
 from training.checkpoints.store import load_checkpoint
-from training.loop import Trainer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 # A run of 5 iterations of 4 with 24 samples crosses no epoch; of 7, it does.
 RUN = (
     "--use_ema",
@@ -49,7 +50,7 @@ def assert_same_run(a, b):
 
 @pytest.fixture(scope="module")
 def straight(script, tmp_path_factory):
-    """The uninterrupted run that the others must equal. Its last checkpoint is at 6; the student at 7 is published."""
+    """The uninterrupted run that the others must equal. It is saved every 2 iterations and at its end."""
     output_dir = tmp_path_factory.mktemp("straight") / "out"
     script.run(output_dir, *RUN)
     return output_dir
@@ -61,13 +62,14 @@ def killer(script, output_dir, at_iteration, *extra):
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch; torch.set_num_threads(1)
-import training.loop as loop, {script.module.__name__} as script
-original = loop.Trainer._iteration
-def deadly(self, window):
-    if self.state.step == {at_iteration}:
+import train_add, {script.module.__name__} as script
+original, computed = train_add.iteration, []
+def deadly(*args):
+    if len(computed) == {at_iteration}:
         os.kill(os.getpid(), signal.SIGKILL)
-    original(self, window)
-loop.Trainer._iteration = deadly
+    computed.append(None)
+    return original(*args)
+train_add.iteration = deadly
 script.main(sys.argv[1:])
 """
     argv = tiny_world.flags(script.world, output_dir, *RUN, *extra)
@@ -76,13 +78,13 @@ script.main(sys.argv[1:])
 
 @pytest.mark.parametrize("at_iteration", [3, 6])
 def test_killed_and_resumed_is_bit_equal(script, straight, tmp_path, at_iteration):
-    """SIGKILL in mid-epoch (and across its end), then --resume_from_checkpoint latest (reliability 1 and 5)."""
+    """SIGKILL in mid-epoch (and across its end), then --resume_from_checkpoint latest."""
     output_dir = tmp_path / "out"
     assert killer(script, output_dir, at_iteration).returncode == -signal.SIGKILL
     assert (output_dir / f"checkpoint-{at_iteration // 2 * 2}").is_dir()
     assert not (output_dir / "model_index.json").exists()
     script.run(output_dir, *RUN, "--resume_from_checkpoint", "latest")
-    assert_same_run(final_state(output_dir, 6), final_state(straight, 6))
+    assert_same_run(final_state(output_dir, 7), final_state(straight, 7))
     ours, theirs = (load_file(d / "unet/diffusion_pytorch_model.safetensors") for d in (output_dir, straight))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -101,43 +103,47 @@ def test_damaged_checkpoint_is_passed_over(script, straight, tmp_path):
     """The newest checkpoint has a flipped bit: the one before it is used, and the end is the same."""
     output_dir = tmp_path / "out"
     script.run(output_dir, *RUN)
-    victim = output_dir / "checkpoint-6" / "student.safetensors"
+    victim = output_dir / "checkpoint-7" / "student.safetensors"
     data = bytearray(victim.read_bytes())
     data[-1] ^= 1
     victim.write_bytes(data)
     script.run(output_dir, *RUN, "--resume_from_checkpoint", "latest")
-    assert_same_run(final_state(output_dir, 6), final_state(straight, 6))
+    assert_same_run(final_state(output_dir, 7), final_state(straight, 7))
 
 
 def signalled(monkeypatch, at_iteration, *signals):
     """From now on a run gets `signals` while it computes this iteration."""
-    original = Trainer._iteration
+    original, computed = train_add.iteration, []
 
-    def iteration(self, window):
-        original(self, window)
-        for signum in signals if self.state.step == at_iteration else ():
+    def iteration(*args):
+        outcome = original(*args)
+        computed.append(None)
+        for signum in signals if len(computed) == at_iteration else ():
             os.kill(os.getpid(), signum)
+        return outcome
 
-    monkeypatch.setattr(Trainer, "_iteration", iteration)
+    monkeypatch.setattr(train_add, "iteration", iteration)
 
 
-@pytest.mark.parametrize(("signum", "at_iteration"), [(signal.SIGTERM, 3), (signal.SIGUSR1, 4)])
+@pytest.mark.parametrize(("signum", "at_iteration"), [(signal.SIGTERM, 3), (signal.SIGUSR1, 4), (signal.SIGINT, 1)])
 def test_a_signal_ends_the_run_at_a_checkpoint(script, straight, tmp_path, monkeypatch, capsys, signum, at_iteration):
     """Off the beat of --checkpointing_steps and on it; the status says which signal, and resuming is bit-equal."""
-    output_dir, saved = tmp_path / "out", []
-    save = loop.save_checkpoint
-    monkeypatch.setattr(loop, "save_checkpoint", lambda out, step, *rest: saved.append(step) or save(out, step, *rest))
+    output_dir, saved, before = tmp_path / "out", [], signal.getsignal(signum)
+    save = saving.save_checkpoint
+    monkeypatch.setattr(
+        saving, "save_checkpoint", lambda out, step, *rest: saved.append(step) or save(out, step, *rest)
+    )
     with monkeypatch.context() as patch:
         signalled(patch, at_iteration, signum)
         with pytest.raises(SystemExit) as ended:
             script.run(output_dir, *RUN)
     assert ended.value.code == 128 + signum
     assert f"{signum.name}: saved checkpoint-{at_iteration}" in capsys.readouterr().err
-    assert saved == sorted({2, at_iteration})
+    assert saved == sorted({*range(2, at_iteration, 2), at_iteration})
     assert not (output_dir / "model_index.json").exists()
-    assert signal.getsignal(signum) is signal.SIG_DFL
+    assert signal.getsignal(signum) is before
     script.run(output_dir, *RUN, "--resume_from_checkpoint", "latest")
-    assert_same_run(final_state(output_dir, 6), final_state(straight, 6))
+    assert_same_run(final_state(output_dir, 7), final_state(straight, 7))
 
 
 def test_a_signal_in_the_last_iteration_lets_the_run_end(world, tmp_path, monkeypatch):
@@ -201,12 +207,45 @@ def test_resume_with_another_objective_is_refused(script, straight, capsys):
     assert "learning_rate" in error
 
 
-def test_streamed_resume_with_another_batch_size_is_refused(world, tmp_path, capsys):
-    """A stream's order depends on the batch size; an indexed set's does not, and resumes."""
-    flags = ("--checkpointing_steps", 1, "--resume_from_checkpoint", "latest")
+def test_the_effective_batch_size_is_kept_but_its_parts_may_change(world, tmp_path, capsys):
+    """The parts also decide the order of a stream, so that it fixes them too."""
+    flags = ("--resume_from_checkpoint", "latest")
     for name, extra in (("indexed", ()), ("streamed", ("--streaming",))):
         run(world, tmp_path / name, *flags, *extra, "--max_train_steps", 1)
-    run(world, tmp_path / "indexed", *flags, "--train_batch_size", 2)
+    halves = ("--train_batch_size", 2, "--gradient_accumulation_steps", 2)
+    run(world, tmp_path / "indexed", *flags, *halves)
     with pytest.raises(SystemExit):
-        run(world, tmp_path / "streamed", *flags, "--streaming", "--train_batch_size", 2)
-    assert "train_batch_size: 4 -> 2" in capsys.readouterr().err
+        run(world, tmp_path / "indexed", *flags, "--train_batch_size", 2)
+    assert "effective_batch_size (samples per iteration, over all processes): 4 -> 2" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(world, tmp_path / "streamed", *flags, "--streaming", *halves)
+    assert "--train_batch_size: 4 -> 2" in capsys.readouterr().err
+
+
+def test_the_last_iteration_is_saved_before_the_student_is_published(world, tmp_path, monkeypatch):
+    """A fault of the final write, such as a full disk, costs no iteration."""
+    monkeypatch.setattr("training.publishing.publisher.write_output", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        run(world, tmp_path / "out", "--max_train_steps", 3, "--checkpointing_steps", 1000)
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_a_resume_on_other_data_or_another_model_is_refused(world, tmp_path, capsys):
+    """All of it in one message; --allow_changed continues knowingly, and the card says so."""
+    copy = tmp_path / "world"
+    shutil.copytree(world, copy)
+    run(copy, tmp_path / "out", "--max_train_steps", 1)
+    lines = (copy / "data" / "metadata.jsonl").read_text().splitlines()
+    (copy / "data" / "metadata.jsonl").write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+    for image in sorted((copy / "data").glob("*.png"))[len(lines) // 2 :]:
+        image.unlink()
+    unet = copy / "teacher" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor * 1.01 for name, tensor in load_file(unet).items()}, unet)
+    flags = ("--resume_from_checkpoint", "latest", "--max_train_steps", 2, "--seed", 5)
+    with pytest.raises(SystemExit):
+        run(copy, tmp_path / "out", *flags)
+    error = capsys.readouterr().err
+    for name in ("data (", "teacher (", "student (", "--seed: 0 -> 5"):
+        assert name in error
+    run(copy, tmp_path / "out", *flags, "--allow_changed", "data", "teacher", "student", "seed")
+    assert "--seed: 0 -> 5" in (tmp_path / "out" / "README.md").read_text()

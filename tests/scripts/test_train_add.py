@@ -15,9 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train_add_sdxl
 from pipelines import ADDPipeline
 from tests import tiny_world
-from tests.trainers import run
+from tests.runs import run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_published_model_is_the_average_and_loads_both_ways(script, tmp_path):

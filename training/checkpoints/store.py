@@ -6,12 +6,11 @@ every `checkpoint-N` is whole unless the disk damages it later, which the manife
 
     checkpoint-500/
         manifest.json         {"state.json": {"bytes": ..., "sha256": ...}, ...}
-        state.json            {"state": {...}, "step": 500}
+        state.json            {"groups": ["student", ...], "state": {...}, "step": 500}
         student.safetensors   one file for each group of tensors
 """
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -28,12 +27,13 @@ from torch import Tensor
 
 from training.checkpoints.manifest import (
     FILE_NAME,
-    MANIFEST,
+    STATE,
     CheckpointError,
     as_lists,
+    is_ours,
     sync,
     to_json,
-    verify_manifest,
+    verify_checkpoint,
     write_manifest,
     write_text,
 )
@@ -42,7 +42,6 @@ from training.checkpoints.optimizer_state import optimizer_tensors as optimizer_
 
 logger = logging.getLogger(__name__)
 
-STATE = "state.json"
 FINAL = re.compile(r"checkpoint-(\d+)")
 # What a crash can leave behind: a partial checkpoint, of no use, or one that was being replaced, which is whole.
 PARTIAL = re.compile(r"\.tmp-checkpoint-(\d+)-[0-9a-f]+")
@@ -84,7 +83,7 @@ def save_checkpoint(
     for group in tensors:
         if not FILE_NAME.fullmatch(f"{group}.safetensors"):
             raise ValueError(f"'{group}' cannot name a group of tensors: use letters, digits, '_', '-' and '.'")
-    text = to_json({"state": state, "step": step})
+    text = to_json({"groups": sorted(tensors), "state": state, "step": step})
     final = Path(output_dir, f"checkpoint-{step}")
     partial = _beside(final, "tmp")
     try:
@@ -93,7 +92,7 @@ def save_checkpoint(
         for group, named in tensors.items():
             _write_tensors(partial / f"{group}.safetensors", named)
         write_manifest(partial)
-        verify_manifest(partial)
+        verify_checkpoint(partial)
         _publish(partial, final)
     except (OSError, SafetensorError, CheckpointError) as error:
         raise CheckpointError(
@@ -141,7 +140,7 @@ def _prune(new: Path, total_limit: int | None) -> None:
     """Remove what `new` makes superfluous. Folders that this module did not write, or that are damaged, stay."""
     found = list(new.parent.iterdir())
     superfluous = [path for path in found if PARTIAL.fullmatch(path.name)]
-    superfluous += [path for path in found if DISPLACED.fullmatch(path.name) and (path / MANIFEST).is_file()]
+    superfluous += [path for path in found if DISPLACED.fullmatch(path.name) and is_ours(path)]
     if total_limit is not None:
         older = [path for path in found if FINAL.fullmatch(path.name) and path != new and _is_whole(path)]
         superfluous += sorted(older, key=_step_of)[: max(0, len(older) + 1 - total_limit)]
@@ -161,7 +160,7 @@ def _step_of(path: Path) -> int:
 
 def _is_whole(path: Path) -> bool:
     with contextlib.suppress(CheckpointError):
-        verify_manifest(path, hashes=False)
+        verify_checkpoint(path, hashes=False)
         return True
     return False
 
@@ -173,15 +172,12 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
         CheckpointError: it is not what was written; the message names the file.
     """
     path = Path(path)
-    names = verify_manifest(path)
-    if STATE not in names:
-        raise CheckpointError(f"{path / MANIFEST} names no {STATE}")
+    content = verify_checkpoint(path)
     try:
-        content = json.loads((path / STATE).read_text(encoding="utf-8"))
-        groups = {Path(name).stem: load_file(path / name) for name in names if name != STATE}
-        return Checkpoint(path, content["step"], groups, content["state"])
+        groups = {group: load_file(path / f"{group}.safetensors") for group in content["groups"]}
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return Checkpoint(path, content["step"], groups, content["state"])
 
 
 def find_checkpoint(output_dir: str | os.PathLike, resume_from: str | None) -> Path | None:
@@ -199,12 +195,12 @@ def find_checkpoint(output_dir: str | os.PathLike, resume_from: str | None) -> P
         return None
     if resume_from != "latest":
         path = Path(resume_from) if Path(resume_from).is_dir() else Path(output_dir, Path(resume_from).name)
-        verify_manifest(path)
+        verify_checkpoint(path)
         return path
     candidates = _candidates(Path(output_dir))
     for path in candidates:
         try:
-            verify_manifest(path)
+            verify_checkpoint(path)
             return path
         except CheckpointError as error:
             logger.warning("%s is passed over: %s", path.name, error)
@@ -218,7 +214,10 @@ def find_checkpoint(output_dir: str | os.PathLike, resume_from: str | None) -> P
 
 def _candidates(output_dir: Path) -> list[Path]:
     """Checkpoints, highest step first; one set aside counts, as a crash may have come before it was replaced."""
-    found = list(output_dir.iterdir()) if output_dir.is_dir() else []
+    try:
+        found = list(output_dir.iterdir()) if output_dir.is_dir() else []
+    except OSError as error:
+        raise CheckpointError(f"--output_dir {output_dir} cannot be read: {error}") from error
     found = [path for path in found if FINAL.fullmatch(path.name) or DISPLACED.fullmatch(path.name)]
     return sorted(found, key=lambda path: (_step_of(path), not path.name.startswith(".")), reverse=True)
 

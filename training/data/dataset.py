@@ -2,21 +2,26 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
-from pathlib import Path
+import signal
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
+from training.data.columns import check_columns
+from training.data.errors import DataError, reason
 from training.data.order import GlobalBatchSampler, SampleKey
 from training.data.reader import MAX_REPLACED, Replacements, SampleReader, UnusableSample
+from training.data.sources import Rows, Source, first_row, image_folders, load_split
 from training.data.streams import StreamingImageTextDataset
+from training.options.options import Options
 
 logger = logging.getLogger(__name__)
 
-Rows = datasets.Dataset | datasets.IterableDataset
+ENLARGED_AFTER = 1000  # samples of a process after which it warns of enlarged images; earlier if the epoch is shorter
 
 
 def load_image_text_dataset(
@@ -35,50 +40,66 @@ def load_image_text_dataset(
 ) -> Rows:
     """Load the rows to train on, with their two columns only and the images left undecoded.
 
-    The arguments mean what the flags of diffusers' training scripts mean. `max_train_samples` keeps that many rows
-    drawn with `seed` (of a stream: the first ones). `revision` pins the version of a Hub data set.
+    The arguments mean what the flags of diffusers' training scripts mean; `training.data.sources` lists the kinds of
+    folders. `max_train_samples` keeps that many rows drawn with `seed` (of a stream: the first ones). `revision` pins
+    the version of a Hub data set.
 
     Raises:
-        ValueError: there is no such folder, split or column; the message names the flag and what there is instead.
+        DataError: the data set cannot be loaded, or it has no such split or column; names the flag and the fix.
     """
     if dataset_name is None and train_data_dir is None:
-        raise ValueError("there is nothing to train on: pass --dataset_name or --train_data_dir")
+        raise DataError("there is nothing to train on: pass --dataset_name or --train_data_dir")
     if max_train_samples is not None and max_train_samples < 1:
-        raise ValueError(f"--max_train_samples is {max_train_samples}: it must be at least 1")
-    if dataset_name is None and not Path(train_data_dir).is_dir():
-        raise ValueError(f"--train_data_dir {train_data_dir}: no such folder")
-    splits = datasets.load_dataset(
-        dataset_name or "imagefolder",
-        dataset_config_name,
-        data_dir=train_data_dir,
-        cache_dir=cache_dir,
-        streaming=streaming,
-        revision=revision,
-    )
-    source = f"--dataset_name {dataset_name}" if dataset_name else f"--train_data_dir {train_data_dir}"
-    if split not in splits:
-        raise ValueError(f"{source} has no split '{split}', only: {', '.join(splits)}")
-    if len(splits) > 1:
-        logger.info("%s: training on split '%s' of %s", source, split, ", ".join(splits))
-    rows = splits[split]
-    _check_columns(rows, image_column, caption_column, source)
+        raise DataError(f"--max_train_samples is {max_train_samples}: it must be at least 1")
+    source = Source(dataset_name, dataset_config_name, train_data_dir, revision, cache_dir)
+    rows = load_split(source, split, image_column, caption_column, streaming)
+    # A stream of JSON lines does not know its columns.
+    check_columns(rows.column_names or list(first_row(rows, source)), image_column, caption_column, str(source))
     # Undecoded, a damaged file is our reader's to replace; other columns might hold images that datasets decodes.
     rows = rows.select_columns([image_column, caption_column])
     if rows.features is not None:
-        rows = rows.cast_column(image_column, datasets.Image(decode=False))
+        try:
+            rows = rows.cast_column(image_column, datasets.Image(decode=False))
+        except (TypeError, ValueError, pa.ArrowException) as error:
+            raise DataError(
+                f"--image_column {image_column}: {source} has no images in it ({reason(error)}); pass another column"
+            ) from error
     if max_train_samples is None:
         return rows
-    if streaming:
+    if not isinstance(rows, datasets.Dataset):
         return rows.take(max_train_samples)
     return rows.shuffle(seed=seed).select(range(min(max_train_samples, len(rows))))
 
 
-def _check_columns(rows: Rows, image_column: str, caption_column: str, source: str) -> None:
-    columns = rows.column_names or list(next(iter(rows), {}))  # a stream of JSON lines doesn't know its columns
-    for flag, column in (("--image_column", image_column), ("--caption_column", caption_column)):
-        if column not in columns:
-            mend = "" if source.startswith("--dataset_name") else "; captions stand in the folder's metadata.jsonl"
-            raise ValueError(f"{flag} {column}: {source} has no such column, only: {', '.join(columns)}{mend}")
+def load_rows(options: Options, seed: int) -> Rows:
+    """The rows that a run trains on; see `load_image_text_dataset`."""
+    data = options.data
+    return load_image_text_dataset(
+        dataset_name=data.dataset_name,
+        dataset_config_name=data.dataset_config_name,
+        train_data_dir=data.train_data_dir,
+        split=data.dataset_split,
+        image_column=data.image_column,
+        caption_column=data.caption_column,
+        max_train_samples=data.max_train_samples,
+        streaming=data.streaming,
+        cache_dir=options.models.cache_dir,
+        seed=seed,
+        revision=data.dataset_revision,
+    )
+
+
+def make_reader(options: Options, seed: int) -> SampleReader:
+    """The reader of a run's samples."""
+    data = options.data
+    source = Source(
+        data.dataset_name, data.dataset_config_name, data.train_data_dir, data.dataset_revision,
+        options.models.cache_dir,
+    )  # fmt: skip
+    return SampleReader(
+        data.image_column, data.caption_column, data.resolution, data.center_crop, data.random_flip, seed,
+        image_folders(source),
+    )  # fmt: skip
 
 
 class ImageTextDataset(torch.utils.data.Dataset):
@@ -95,23 +116,30 @@ class ImageTextDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        """Raises: RuntimeError: 100 rows in a row, or all there are, cannot be used."""
+        """Raises: DataError: 100 consecutive rows, or all there are, cannot be used."""
         unusable = Replacements(self.reader)
         while True:
             index = (key.index + len(unusable.reasons)) % len(self)
             try:
-                sample = self.reader(self.rows[index], key, index)
+                sample = self.reader(self._row(index), key, index)
             except UnusableSample as error:
                 unusable.add(index, error, min(MAX_REPLACED, len(self)))
             else:
                 return sample | {"replaced": len(unusable.reasons)}
+
+    def _row(self, index: int) -> dict[str, Any]:
+        try:
+            return self.rows[index]
+        except (ValueError, OSError) as error:  # a string that is not UTF-8, a file that was lost
+            raise UnusableSample(f"the row cannot be read: {reason(error)}") from error
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Batch samples.
 
     Returns: `pixels` (B, 3, R, R); `captions`, B strings; `sample_ids` and `positions` int64 (B,); `original_size`,
-    `crop_top_left` and `target_size` int64 (B, 2); `replaced`, an int: samples passed over in this batch.
+    `crop_top_left` and `target_size` int64 (B, 2); and two counts of this batch, ints: `replaced`, samples passed
+        over, and `enlarged`, images smaller than the resolution.
     """
     batch = {key: torch.tensor([s[key] for s in samples]) for key in ("original_size", "crop_top_left", "target_size")}
     return batch | {
@@ -120,6 +148,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         "sample_ids": torch.tensor([s["sample_id"] for s in samples]),
         "positions": torch.tensor([s["position"] for s in samples]),
         "replaced": sum(s["replaced"] for s in samples),
+        "enlarged": sum(s["enlarged"] for s in samples),
     }
 
 
@@ -135,26 +164,61 @@ def make_dataloader(
 ) -> Iterator[dict[str, Any]]:
     """Batches of one process, without end, from `start_position` (samples consumed by all processes before).
 
-    Not to be `prepare`d by accelerate: each process asks for its own slice.
+    Not to be `prepare`d by accelerate: each process asks for its own slice. Rank 0 warns once if images are smaller
+    than the resolution.
 
     Raises:
-        ValueError: an argument is out of range, or the data set is smaller than one batch of all processes.
+        DataError: the data set is smaller than one batch of all processes, or a stream cannot resume there; while
+            reading: too many consecutive samples cannot be used.
+        ValueError: another argument is out of range.
     """
     options = {
+        "num_workers": num_workers,
         "collate_fn": collate,
         "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": ignore_interrupt,
         "generator": torch.Generator(),  # else the loader takes a number from the generator of the training itself
     }
     if isinstance(rows, datasets.Dataset):
         sampler = GlobalBatchSampler(len(rows), batch_size, rank, world_size, reader.seed, start_position)
-        return iter(
-            DataLoader(ImageTextDataset(rows, reader), batch_sampler=sampler, num_workers=num_workers, **options)
-        )
-    stream = StreamingImageTextDataset(rows, reader, batch_size, rank, world_size, start_position)
-    shards = stream.epoch_rows(0).num_shards
-    if num_workers > shards:
-        logger.warning("--dataloader_num_workers %d: lowered to the %d shards of the stream", num_workers, shards)
-        num_workers = shards
-    loader = DataLoader(stream, batch_size=batch_size, num_workers=num_workers, **options)
-    # Workers resume at a whole round; what is left of the round was consumed before the checkpoint.
-    return itertools.islice(loader, stream.start_batch % max(1, num_workers), None)
+        batches = read_batches(DataLoader(ImageTextDataset(rows, reader), batch_sampler=sampler, **options))
+        epoch = len(rows) // world_size
+    else:
+        stream = StreamingImageTextDataset(rows, reader, batch_size, rank, world_size, start_position)
+        shards = stream.epoch_rows(0).num_shards
+        if num_workers > shards:
+            logger.warning("--dataloader_num_workers %d: lowered to the %d shards of the stream", num_workers, shards)
+            options["num_workers"] = num_workers = shards
+        batches = read_batches(DataLoader(stream, batch_size=batch_size, **options))
+        # Workers resume at a whole round; what is left of the round was consumed before the checkpoint.
+        batches = itertools.islice(batches, stream.start_batch % max(1, num_workers), None)
+        epoch = ENLARGED_AFTER
+    return _warn_of_enlarged(batches, min(epoch, ENLARGED_AFTER), reader.resolution) if rank == 0 else batches
+
+
+def read_batches(loader: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The batches of a `DataLoader`. Raises: DataError: in one line, also where it comes from a worker process."""
+    try:
+        yield from loader
+    except DataError as error:  # torch puts the worker's traceback before the message
+        raise DataError(str(error).rsplit(f"{DataError.__name__}: ", 1)[-1].strip()) from error
+
+
+def ignore_interrupt(worker_id: int) -> None:
+    """Ctrl-C reaches the workers too, but the process that they work for decides when to end: after a checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _warn_of_enlarged(batches: Iterator[dict[str, Any]], after: int, resolution: int) -> Iterator[dict[str, Any]]:
+    """`batches`, with one warning once `after` samples were read, if any of them was enlarged."""
+    seen = enlarged = 0
+    for batch in batches:
+        if seen < after:
+            seen, enlarged = seen + len(batch["captions"]), enlarged + batch["enlarged"]
+            if seen >= after and enlarged:
+                logger.warning(
+                    "%d of the first %d images (%.0f %%) are smaller than --resolution %d and were enlarged, so the "
+                    "student learns their blur: leave them out of the data set, or lower --resolution",
+                    enlarged, seen, 100 * enlarged / seen, resolution,
+                )  # fmt: skip
+        yield batch

@@ -2,47 +2,53 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
-import fsspec
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+
+from training.data.files import MAX_ENCODED_BYTES, read_file
 
 # Pillow knows some fifty formats; EPS would start Ghostscript, and the scientific ones hold no photographs.
 Image.init()
 PHOTO_FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000") if f in Image.OPEN)
 
 
-def decode_image(value: Any) -> Image.Image:
+def decode_image(value: Any, folders: Sequence[str] | None = None) -> Image.Image:
     """Decode an undecoded cell of a `datasets` image column to an upright RGB image.
 
-    The EXIF orientation is applied, transparency is laid on white, 16-bit greyscale is scaled to 8 bits. Of an
-    animation the first frame is taken.
+    The EXIF orientation is applied, transparency is composited on white, 16-bit greyscale is scaled to 8 bits. The
+    first frame of an animation is taken.
 
     Args:
-        value: `{"bytes": bytes | None, "path": str | None}`, a path or URL, or the file's bytes.
+        value: `{"bytes": bytes | None, "path": str | None}`, a path or URL, or the file's bytes. Which paths are read
+            is documented in `training.data.files`.
+        folders: absolute paths of the folders that a local path must be in; None allows all.
 
     Raises:
-        Exception: of many kinds, since decoders do on damaged files; also for anything larger than Pillow's limit
-            against decompression bombs (`PIL.Image.MAX_IMAGE_PIXELS`, 89 million pixels).
+        Exception: many kinds, since decoders raise many on damaged files; also for anything larger than
+            `MAX_ENCODED_BYTES` or Pillow's limit against decompression bombs (`PIL.Image.MAX_IMAGE_PIXELS`, 89
+            million pixels).
     """
     with warnings.catch_warnings():
         # Pillow only warns up to twice its limit; such an image would still take the memory of a worker.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(_read(value)), formats=PHOTO_FORMATS)
+        image = Image.open(io.BytesIO(_read(value, folders)), formats=PHOTO_FORMATS)
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
-def _read(value: Any) -> bytes:
+def _read(value: Any, folders: Sequence[str] | None) -> bytes:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
+    if isinstance(value, str):
+        return read_file(value, folders)
+    if not isinstance(value, bytes):
         raise ValueError(f"no image: the column holds {type(value).__name__}, not a path or bytes")
-    with fsspec.open(value, "rb") if "://" in value else open(value, "rb") as file:
-        return file.read()
+    if len(value) > MAX_ENCODED_BYTES:
+        raise ValueError(f"larger than {MAX_ENCODED_BYTES} bytes")
+    return value
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -64,10 +70,10 @@ def resize_short_side(image: Image.Image, resolution: int) -> Image.Image:
         ValueError: the aspect ratio is so extreme that the result would pass Pillow's limit of pixels.
     """
     short = min(image.size)
-    size = tuple(resolution if side == short else int(resolution * side / short) for side in image.size)
-    if Image.MAX_IMAGE_PIXELS and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
+    width, height = (resolution if side == short else int(resolution * side / short) for side in image.size)
+    if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
         raise ValueError(f"an image of {image.width} x {image.height} pixels is too long to resize")
-    return image.resize(size, Image.Resampling.LANCZOS)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def flip_and_crop(

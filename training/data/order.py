@@ -1,4 +1,4 @@
-"""The order of the training data: a pure function of (seed, epoch, global sample index).
+"""The order of the training data, a pure function of (seed, epoch, global sample index).
 
 Training reads one infinite stream of positions p = 0, 1, 2, ... Position p is sample
 `epoch_order(seed, p // n)[p % n]`, whatever the number of processes or workers, so the number of positions
@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Sampler
 
 from distillation.noise import derive_seed
+from training.data.errors import DataError
 
 
 class SampleKey(NamedTuple):
@@ -45,7 +46,8 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
         shuffle: False reads the rows in order.
 
     Raises:
-        ValueError: an argument is out of range, or the data set is smaller than one global batch.
+        DataError: the data set is smaller than one global batch.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
     ):
         check_slice(batch_size, rank, world_size, start_position)
         if num_samples < batch_size * world_size:
-            raise ValueError(
+            raise DataError(
                 f"the data set has {num_samples} samples, fewer than one batch of all processes "
                 f"(--train_batch_size {batch_size} x {world_size} processes = {batch_size * world_size}): "
                 "lower --train_batch_size, use fewer processes, raise --max_train_samples or add images"
@@ -75,7 +77,7 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         start = self.start_position + self.rank * self.batch_size
-        order_epoch, order = -1, None
+        order_epoch, order = -1, torch.empty(0)
         while True:
             batch = []
             for position in range(start, start + self.batch_size):

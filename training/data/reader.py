@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from distillation.noise import derive_seed
+from training.data.errors import DataError, one_line, reason
 from training.data.images import decode_image, flip_and_crop, resize_short_side, to_pixels
 from training.data.order import SampleKey
 
 logger = logging.getLogger(__name__)
 
-MAX_REPLACED = 100  # unusable samples in a row; more than that is a wrong column or a lost disk, not bad luck
+MAX_REPLACED = 100  # consecutive unusable samples; more than that is a wrong column or a lost disk, not bad luck
 
 
 class UnusableSample(Exception):
@@ -22,14 +23,16 @@ class UnusableSample(Exception):
 
 @dataclass(frozen=True)
 class SampleReader:
-    """Makes a training sample of a row. Its randomness is a function of `seed`, the epoch and the sample.
+    """Makes a training sample from a row. Its randomness is a function of `seed`, the epoch and the sample.
 
     Attributes:
         image_column, caption_column: names of the columns.
         resolution: side of the square that is cut out, in pixels; the short side is resized to it.
         center_crop: cut at the centre, not at random.
         random_flip: mirror with p = 0.5.
-        seed: of the whole run.
+        seed: seed of the whole run.
+        folders: absolute paths of the folders that a row's local image path must be in; None allows any regular file.
+            See `training.data.sources.image_folders`.
     """
 
     image_column: str
@@ -38,13 +41,15 @@ class SampleReader:
     center_crop: bool = False
     random_flip: bool = False
     seed: int = 0
+    folders: tuple[str, ...] | None = None
 
     def __call__(self, row: dict[str, Any], key: SampleKey, sample_id: int) -> dict[str, Any]:
         """Read `row`, which has the id `sample_id`, for the place `key` of the stream.
 
         Returns: `pixels` float32 (3, resolution, resolution) in [-1, 1]; `caption`; the integers `sample_id` and
         `position`; `original_size` (h, w) of the upright file, `crop_top_left` (y, x) after resizing and
-        `target_size` (h, w), all in pixels, as SDXL is conditioned on them.
+        `target_size` (h, w), all in pixels, as SDXL is conditioned on them; `enlarged`, whether the image is smaller
+        than the resolution, so that resizing made it larger.
 
         Raises:
             UnusableSample: with the reason.
@@ -52,10 +57,10 @@ class SampleReader:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, key.epoch, key.index))
         caption = choose_caption(row[self.caption_column], generator)
         try:
-            image = decode_image(row[self.image_column])
+            image = decode_image(row[self.image_column], self.folders)
             resized = resize_short_side(image, self.resolution)
         except Exception as error:  # decoders of damaged files raise all kinds of errors
-            raise UnusableSample(f"{_name_of(row[self.image_column])}: {type(error).__name__}: {error}") from error
+            raise UnusableSample(f"{_name_of(row[self.image_column])}: {reason(error)}") from error
         square, corner = flip_and_crop(resized, self.resolution, generator, self.center_crop, self.random_flip)
         return {
             "pixels": to_pixels(square),
@@ -65,6 +70,7 @@ class SampleReader:
             "original_size": (image.height, image.width),
             "crop_top_left": corner,
             "target_size": (self.resolution, self.resolution),
+            "enlarged": min(image.size) < self.resolution,
         }
 
 
@@ -81,29 +87,34 @@ def choose_caption(cell: Any, generator: torch.Generator) -> str:
 
 
 def caption_options(cell: Any) -> list[str]:
-    """The captions a cell offers: a string, or a list's strings, without blank ones."""
+    """The captions of a cell: a string, or the strings of a list, without those that are blank or not valid Unicode."""
     options = [cell] if isinstance(cell, str) else cell if isinstance(cell, Sequence) else []
-    return [option for option in options if isinstance(option, str) and option.strip()]
+    return [option for option in options if is_text(option)]
+
+
+def is_text(value: Any) -> bool:
+    """Whether `value` is a string that can be tokenized: not blank, and without lone surrogates (from broken JSON)."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _name_of(cell: Any) -> str:
-    return str(cell.get("path") or "image") if isinstance(cell, dict) else f"{cell!r:.60}"
+    return one_line(str(cell.get("path") or "image")) if isinstance(cell, dict) else f"{cell!r:.60}"
 
 
 class Replacements:
-    """Unusable samples met in a row: counts them, and gives up at the limit."""
+    """Consecutive unusable samples: counts them, and gives up at the limit."""
 
     def __init__(self, reader: SampleReader):
         self.reader = reader
         self.reasons: list[str] = []
 
     def add(self, sample_id: int, error: UnusableSample, limit: int = MAX_REPLACED) -> None:
-        """Count one. Raises: RuntimeError: `limit` is reached."""
+        """Count one. Raises: DataError: `limit` is reached."""
         logger.info("sample %d replaced: %s", sample_id, error)
         self.reasons.append(f"{sample_id} ({error})")
         if len(self.reasons) >= limit:
-            raise RuntimeError(
-                f"{len(self.reasons)} samples in a row cannot be used, so training stops. The first: "
-                f"{'; '.join(self.reasons[:3])}. Check the files, --image_column {self.reader.image_column} and "
-                f"--caption_column {self.reader.caption_column}"
+            raise DataError(
+                f"--image_column {self.reader.image_column} --caption_column {self.reader.caption_column}: "
+                f"{len(self.reasons)} samples in a row cannot be used. The first: {'; '.join(self.reasons[:3])}. "
+                "Check these files and the two columns"
             )

@@ -9,6 +9,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 
 from distillation.noise import derive_seed
+from training.data.errors import DataError, reason
 from training.data.order import SampleKey, check_slice
 from training.data.reader import Replacements, SampleReader, UnusableSample
 
@@ -29,7 +30,8 @@ class StreamingImageTextDataset(IterableDataset):
         batch_size, rank, world_size, start_position: as in `GlobalBatchSampler`.
 
     Raises:
-        ValueError: an argument is out of range, or `start_position` is not a whole number of global batches.
+        DataError: `start_position` is not a whole number of global batches.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class StreamingImageTextDataset(IterableDataset):
         check_slice(batch_size, rank, world_size, start_position)
         self.start_batch, rest = divmod(start_position, batch_size * world_size)
         if rest:
-            raise ValueError(
+            raise DataError(
                 f"--streaming cannot resume at sample {start_position} with batches of {batch_size * world_size} "
                 f"(--train_batch_size {batch_size} x {world_size} processes): use the batch size and the number of "
                 "processes of the run that is resumed"
@@ -84,10 +86,25 @@ class StreamingImageTextDataset(IterableDataset):
     def _rows_without_end(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for epoch in itertools.count():
             row = None
-            for row in self.epoch_rows(epoch):
+            for row in _read(self.epoch_rows(epoch)):
                 yield epoch, row
             if row is None:
-                raise RuntimeError(
+                raise DataError(
                     f"--streaming: process {self.rank} of {self.world_size} gets no rows: use fewer processes or "
                     "--dataloader_num_workers, or raise --max_train_samples"
                 )
+
+
+def _read(rows: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
+    iterator = iter(rows)
+    while True:
+        try:
+            row = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:  # whatever the format's reader and the connection raise
+            raise DataError(
+                f"--streaming: the stream cannot be read further: {reason(error)}. Correct the damaged file, or check "
+                "the connection; then resume"
+            ) from error
+        yield row

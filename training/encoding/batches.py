@@ -1,19 +1,21 @@
-"""From what the loader gives to what an iteration starts from: encoded images and captions, random numbers."""
+"""Makes the batch of an iteration from what the loader gives: encoded images and captions, random numbers."""
 
-import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from accelerate import Accelerator
+from torch import Tensor
 
 from discriminator import projection_condition
 from distillation.latents import LatentSpace, Window
 from distillation.losses import Batch
-from distillation.noise import DrawSettings, draw, draw_crop, draw_window
+from distillation.noise import NoiseSettings, draw_decode_window, draw_discriminator_crop, draw_noise
 from distillation.student import Condition
 from distillation.teacher import TeacherConditions
 from training.encoding.embeddings import Embeddings
 from training.models.families import Family
-from training.options.derived import guiding_prompts
+from training.options.derived import frozen_dtype, guiding_prompts, noise_settings
+from training.options.options import Options
 
 
 @dataclass
@@ -26,53 +28,93 @@ class BatchMaker:
         embeddings: of images and captions, computed or read from the cache.
         last_timestep: s at which c_img is zeroed, or None to keep it everywhere.
         dtype: of the captions' embeddings, the run's precision.
+        guiding: the embeddings `(1, ...)` of each prompt that guides the teacher.
     """
 
-    args: argparse.Namespace
+    options: Options
     student: Family
     teacher: Family
     latents: LatentSpace
     embeddings: Embeddings
-    settings: DrawSettings
+    settings: NoiseSettings
     last_timestep: int | None
     device: torch.device
     dtype: torch.dtype
+    guiding: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False)
 
     @torch.no_grad()
     def __call__(self, loaded: dict, iteration: int) -> Batch:
         """`loaded` is what `training.data.dataset.collate` returns."""
-        args, seed = self.args, self.settings.seed
+        options, seed = self.options, self.settings.seed
         x0 = loaded["pixels"].to(self.device, non_blocking=True)
         captions, ids = loaded["captions"], loaded["sample_ids"]
         sizes = {k: loaded[k].to(self.device) for k in ("original_size", "crop_top_left", "target_size")}
-        z0 = self.embeddings.latents(x0, ids)
-        draws = draw(self.settings, loaded["positions"].tolist(), z0[0].shape[1:]).to(self.device)
+        z0_moments = self.embeddings.latents(x0, ids)
+        noise = draw_noise(self.settings, loaded["positions"].tolist(), z0_moments[0].shape[1:]).to(self.device)
         c = None
-        if args.adversarial_weight > 0:
-            known = None if self.last_timestep is None else draws.s != self.last_timestep
+        if options.method.adversarial_weight > 0:
+            known = None if self.last_timestep is None else noise.s != self.last_timestep
             c_text, c_img = self.embeddings.c_text(captions), self.embeddings.c_img(x0, ids)
             c = projection_condition(c_text, c_img, known)
-        window = None
-        if args.decode_crop_size is not None:
-            size = args.decode_crop_size // self.latents.factor
-            window = Window.draw(z0[0].shape[2:], size, draw_window(seed, iteration))
+        decode_window = None
+        if options.hardware.decode_crop_size is not None:
+            size = options.hardware.decode_crop_size // self.latents.factor
+            decode_window = Window.draw(z0_moments[0].shape[2:], size, draw_decode_window(seed, iteration))
+        condition = self._condition(self.student, captions, sizes)
         return Batch(
             x0=x0,
-            z0=z0,
-            condition=self._condition(self.student, captions, sizes),
-            teacher_conditions=self._teacher_conditions(captions, sizes),
+            z0_moments=z0_moments,
+            condition=condition,
+            teacher_conditions=self._teacher_conditions(condition, captions, sizes),
             c=c,
-            draws=draws,
-            crop=draw_crop(seed, iteration),
-            window=window,
+            noise=noise,
+            discriminator_crop=draw_discriminator_crop(seed, iteration),
+            decode_window=decode_window,
         )
 
     def _condition(self, family: Family, captions: list[str], sizes: dict) -> Condition:
-        embedded = self.embeddings.captions(family, captions)
-        return family.condition({name: value.to(self.dtype) for name, value in embedded.items()}, sizes)
+        return family.condition(self._in_dtype(self.embeddings.captions(family, captions)), sizes)
 
-    def _teacher_conditions(self, captions: list[str], sizes: dict) -> TeacherConditions | None:
-        if self.args.distillation_weight == 0:
+    def _in_dtype(self, embedded: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.dtype) for name, value in embedded.items()}
+
+    def _teacher_conditions(self, student: Condition, captions: list[str], sizes: dict) -> TeacherConditions | None:
+        """`student` is what the captions are to the student; a teacher of the same repo takes the same."""
+        if self.options.method.distillation_weight == 0:
             return None
-        prompts = [captions, *([prompt] * len(captions) for prompt in guiding_prompts(self.args))]
-        return TeacherConditions(*(self._condition(self.teacher, each, sizes) for each in prompts))
+        same = self.teacher is self.student
+        caption = student if same else self._condition(self.teacher, captions, sizes)
+        guiding = (self._guiding_condition(prompt, sizes) for prompt in guiding_prompts(self.options))
+        return TeacherConditions(caption, *guiding)
+
+    def _guiding_condition(self, prompt: str, sizes: dict) -> Condition:
+        """The teacher's condition for one prompt at every sample. The prompt is encoded once in a run."""
+        if prompt not in self.guiding:
+            self.guiding[prompt] = self._in_dtype(self.embeddings.captions(self.teacher, [prompt]))
+        count = len(sizes["original_size"])
+        embedded = {name: value.expand(count, *value.shape[1:]) for name, value in self.guiding[prompt].items()}
+        return self.teacher.condition(embedded, sizes)
+
+
+def make_batch_maker(
+    options: Options,
+    student: Family,
+    teacher: Family,
+    latents: LatentSpace,
+    embeddings: Embeddings,
+    seed: int,
+    accelerator: Accelerator,
+) -> BatchMaker:
+    """The `BatchMaker` of a run."""
+    keeps_image = options.discriminator.condition_image_at_last_timestep
+    return BatchMaker(
+        options,
+        student,
+        teacher,
+        latents,
+        embeddings,
+        noise_settings(options, seed),
+        None if keeps_image else options.method.student_timesteps[-1],
+        accelerator.device,
+        frozen_dtype(accelerator),
+    )

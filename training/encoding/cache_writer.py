@@ -1,34 +1,38 @@
 """Filling the cache: each process does its share, and a run that was interrupted goes on with what is missing.
 
 A table's rows are made `BATCH` at a time. `progress` has a byte for each such batch, set once its rows are written.
+Nothing is ever deleted: a folder that holds anything but a part of this very cache is refused.
 """
 
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from training.checkpoints.manifest import sync, write_text
-from training.data.dataset import ImageTextDataset, collate
+from training.checkpoints.folder_lock import LOCK
+from training.checkpoints.manifest import replace_text, sync
+from training.data.dataset import ImageTextDataset, collate, ignore_interrupt, read_batches
 from training.data.order import SampleKey
 from training.data.reader import SampleReader, caption_options
+from training.encoding.cache_arrays import CHECKSUMS, CacheError, CheckedArray, create_array
 from training.encoding.embeddings import OnlineEmbeddings
+from training.errors import OptionError
+from training.main_process import on_main_process
 from training.models.families import Family
 
 logger = logging.getLogger(__name__)
 FINGERPRINT, PROGRESS = "fingerprint.json", "progress"
 UNFINISHED = FINGERPRINT + ".part"  # its name until all is there
+MARKS = {"data", "samples", "vae"}  # keys by which a fingerprint of ours is known
 BATCH = 16  # images or captions encoded at a time
 
 
@@ -68,9 +72,10 @@ def make_tables(
         options = {
             "collate_fn": collate,
             "num_workers": num_workers,
+            "worker_init_fn": ignore_interrupt,
             "generator": torch.Generator(),  # else the heads would start elsewhere where a cache was made
         }
-        for ids, loaded in zip(batches, DataLoader(data, batch_sampler=keys, **options)):
+        for ids, loaded in zip(batches, read_batches(DataLoader(data, batch_sampler=keys, **options))):
             x0, ids = loaded["pixels"].to(device), torch.tensor(ids)
             mean, std = encoders.latents(x0, ids)
             c = encoders.c_img(x0, ids)
@@ -100,10 +105,13 @@ def all_captions(rows: datasets.Dataset, reader: SampleReader) -> Iterator[str]:
 def write_cache(
     folder: Path, fingerprint: dict, captions: list[str], tables: list[Table], accelerator: Accelerator, dtype: type
 ) -> None:
-    """Compute all that is not in `folder` yet, and last give the fingerprint its name."""
+    """Compute all that is not in `folder` yet, and last give the fingerprint its name.
+
+    Raises:
+        CacheError: the folder cannot be written to, or its disk is full; at every process.
+    """
     unfinished = folder / UNFINISHED
-    if accelerator.is_main_process:
-        _begin(folder, unfinished, fingerprint, captions, tables)
+    on_main_process(accelerator, lambda: _begin(folder, unfinished, fingerprint, captions, tables))
     for table in tables:
         _fill(folder / table.name, table, accelerator, dtype)
     if accelerator.is_main_process:
@@ -113,47 +121,81 @@ def write_cache(
 
 
 def read_fingerprint(path: Path) -> dict | None:
-    """What was written there; None where there is nothing, or it was cut short."""
+    """What was written there; None where there is nothing, or nothing that this module wrote."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) and found.keys() >= MARKS else None
+
+
+def check_cache_folder(folder: str | Path) -> None:
+    """Refuse a folder in which something lies that this program did not write. Nothing in it is changed.
+
+    A cache may be made where there is nothing yet, and read or finished where its fingerprint is, which is the first
+    file that is written.
+
+    Raises:
+        OptionError: the folder is a file, or not empty and no cache.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"--cache_dir_latents got {str(folder)!r}: this is a file; name a folder")
+    if any(read_fingerprint(folder / name) is not None for name in (FINGERPRINT, UNFINISHED)):
+        return
+    # What a run that was killed before the fingerprint was in place leaves.
+    harmless = {LOCK, f"{UNFINISHED}.tmp"}
+    found = sorted({path.name for path in folder.iterdir()} - harmless) if folder.is_dir() else []
+    if found:
+        raise OptionError(
+            f"--cache_dir_latents got {str(folder)!r}, which is not empty and holds no cache ({', '.join(found[:3])}"
+            f"{', ...' * (len(found) > 3)}); nothing in it was changed. Name an empty or a new folder"
+        )
 
 
 def _begin(folder: Path, unfinished: Path, fingerprint: dict, captions: list[str], tables: list[Table]) -> None:
-    """Make room for the tables, unless a part of this cache lies there."""
-    is_same = read_fingerprint(unfinished) == fingerprint
+    """Make the folders of the tables, or find those of a part of this cache. The fingerprint comes first."""
+    check_cache_folder(folder)
+    found = read_fingerprint(unfinished)
     logger.info(
         "%s the cache of %d images and %d captions in %s",
-        "Going on with" if is_same else "Writing", tables[0].count, len(captions), folder,
+        "Going on with" if found == fingerprint else "Writing", tables[0].count, len(captions), folder,
     )  # fmt: skip
-    if not is_same:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if found is None:
+            replace_text(unfinished, json.dumps(fingerprint, indent=2, ensure_ascii=False))
+        replace_text(folder / "captions.json", json.dumps(captions, ensure_ascii=False))
         for table in tables:
-            shutil.rmtree(folder / table.name, ignore_errors=True)
-            (folder / table.name).mkdir(parents=True)
-        write_text(folder / "captions.json", json.dumps(captions, ensure_ascii=False))
-        write_text(unfinished, json.dumps(fingerprint, indent=2, ensure_ascii=False))
+            (folder / table.name).mkdir(exist_ok=True)
+    except OSError as error:
+        raise CacheError(f"--cache_dir_latents got {str(folder)!r}, which cannot be written to: {error}") from error
+
+
+def _create(folder: Path, table: Table, dtype: type) -> None:
+    """Take the room of a table that was not begun, or that an earlier version began without checksums."""
+    progress = folder / PROGRESS
+    if progress.is_file() and (folder / CHECKSUMS).is_dir():
+        return
+    [first] = table.encode([range(1)])  # the first row says the arrays' shapes
+    for name, value in first.items():
+        create_array(folder / f"{name}.npy", dtype, (table.count, *value.shape[1:]))
+    created = progress.with_suffix(".new")
+    created.write_bytes(bytes(len(table.batches())))
+    sync(created)
+    os.replace(created, progress)
 
 
 def _fill(folder: Path, table: Table, accelerator: Accelerator, dtype: type) -> None:
+    on_main_process(accelerator, lambda: _create(folder, table, dtype))
     batches, progress = table.batches(), folder / PROGRESS
-    if accelerator.is_main_process and not progress.is_file():
-        [first] = table.encode([range(1)])  # the first row says the arrays' shapes
-        for name, value in first.items():
-            shape = (table.count, *value.shape[1:])
-            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).flush()
-        created = progress.with_suffix(".new")
-        created.write_bytes(bytes(len(batches)))
-        os.replace(created, progress)
-    accelerator.wait_for_everyone()
-    arrays = {path.stem: np.load(path, mmap_mode="r+") for path in folder.glob("*.npy")}
-    done = np.memmap(progress, np.uint8, "r+")
+    arrays = {path.stem: CheckedArray(path) for path in folder.glob("*.npy")}
+    done = progress.read_bytes()
     mine = [i for i in range(accelerator.process_index, len(batches), accelerator.num_processes) if not done[i]]
     made = table.encode([batches[i] for i in mine])
-    for i, values in zip(tqdm(mine, f"cache of {table.name}", disable=not accelerator.is_local_main_process), made):
-        for name, value in values.items():
-            arrays[name][batches[i].start : batches[i].stop] = value.float().cpu().numpy().astype(dtype)
-            arrays[name].flush()
-        done[i] = 1
-        done.flush()
+    with open(progress, "r+b", buffering=0) as file:
+        for i, values in zip(tqdm(mine, f"cache of {table.name}", disable=not accelerator.is_local_main_process), made):
+            for name, value in values.items():
+                arrays[name].write(batches[i].start, value.float().cpu().numpy().astype(dtype))
+            os.pwrite(file.fileno(), b"\1", i)  # once the rows are on the disk
     accelerator.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""What frozen encoders make of images and captions, computed as it is needed. `cache.py` reads the same from disk."""
+"""Embeddings of images and captions by frozen encoders, computed for each batch. `cache.py` reads them from disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a cache of embeddings was made with, told apart without loading a single weight."""
+"""Identifies the models that a cache of embeddings was made with, without loading any weights."""
 
 import hashlib
 import json

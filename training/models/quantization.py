@@ -32,15 +32,15 @@ def _quantized(layers, linear: nn.Linear, bits: int) -> nn.Module:
     else:
         new = layers.Linear4bit(*size, compute_dtype=weight.dtype, quant_type="nf4")
         new.weight = layers.Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4", module=new)
-        # Else some CPUs repack the weights in place at the first inference, which small layers don't survive.
+        # Otherwise some CPUs repack the weights in place at the first inference, which fails for small layers.
         new.support_avx512bf16_for_cpu = False
     new.bias = linear.bias
     return new.to(device)  # quantizes
 
 
 def keep_norms_in_float32(network: nn.Module) -> nn.Module:
-    """For training an adapter on a quantized base: bitsandbytes hands float32 on as float32, which norms in half
-    precision refuse. In place."""
+    """Keep the norms in float32, in place, to train an adapter on a quantized base: bitsandbytes returns float32 for a
+    float32 input, which norms in half precision do not accept."""
     for module in network.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
             module.float()

@@ -1,33 +1,60 @@
 """What to do when the device's memory does not suffice."""
 
-import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from training.errors import UserError
+from training.options.options import Options, all_flags
 
 
-def advice(args: argparse.Namespace) -> str:
-    """What is not yet in use of the flags that save memory, as counted for SDXL by `benchmarks.full_size options`.
+class OutOfMemoryError(UserError):
+    """The device's memory does not suffice: says which flags would help."""
 
-    First come those that leave the method as it is, among them the one that saves most; then those that change it.
+
+@contextmanager
+def advise_when_out_of_memory(options: Options) -> Iterator[None]:
+    """Turn torch's error into one that names the flags that save memory.
+
+    Raises:
+        OutOfMemoryError: within the context the device's memory did not suffice.
     """
-    same_repo = args.pretrained_student_model is None
-    # With one or two images, gradients and optimizer of all weights are what there is; with more, activations.
-    is_small = args.train_batch_size <= 2 and not args.use_lora
-    smaller, more = args.train_batch_size // 2, args.gradient_accumulation_steps * 2
-    first = (
-        ("--gradient_checkpointing (four fifths of the activations, for a quarter more computing)",
-         not args.gradient_checkpointing),
-        ("--use_8bit_adam (three quarters of the optimizer's state)", not args.use_8bit_adam and not args.use_lora),
-    )  # fmt: skip
-    options = (
-        *(reversed(first) if is_small else first),
-        (f"--train_batch_size {smaller} --gradient_accumulation_steps {more}", smaller > 0),
-        ("--cache_dir_latents DIR (the encoders leave the device)", args.cache_dir_latents is None),
-        ("--use_lora (four fifths of weights and optimizer)", same_repo and not args.use_lora),
-        ("--decode_crop_size 224 (a third of the activations that are left)",
-         args.decode_crop_size is None and args.resolution > 224 and args.adversarial_weight > 0),
-        ("--distillation_space latent (one decoding less)", same_repo and args.distillation_space == "pixel"),
-        ("--teacher_precision 4bit", args.teacher_precision not in ("4bit", "8bit")),
-    )  # fmt: skip
-    unused = [text for text, applies in options if applies]
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(f"out of memory: {' '.join(str(error).split())} {advice(options)}") from error
+
+
+def advice(options: Options) -> str:
+    """The flags that save memory and are not in use yet, those that leave the method as it is first.
+
+    What each saves is declared with the flag, as counted for SDXL by `python -m benchmarks.full_size options`.
+    """
+    hardware, optimization, lora = options.hardware, options.optimization, options.lora
+    saves = {flag.name: f" ({flag.saves})" for flag in all_flags() if flag.saves}
+    same_repo = options.models.pretrained_student_model is None
+    batch, accumulation = optimization.train_batch_size, optimization.gradient_accumulation_steps
+    checkpointing = ("gradient_checkpointing", "", not hardware.gradient_checkpointing)
+    eight_bit = ("use_8bit_adam", "", not optimization.use_8bit_adam and not lora.use_lora)
+    # With one or two images, gradients and optimizer of all weights take most of the memory; with more, activations.
+    first = (eight_bit, checkpointing) if batch <= 2 and not lora.use_lora else (checkpointing, eight_bit)
+    candidates = (
+        *first,
+        ("train_batch_size", f" {batch // 2} --gradient_accumulation_steps {2 * accumulation}", batch > 1),
+        ("cache_dir_latents", " DIR", hardware.cache_dir_latents is None),
+        ("use_lora", "", same_repo and not lora.use_lora),
+        (
+            "decode_crop_size",
+            " 224",
+            hardware.decode_crop_size is None
+            and options.data.resolution > 224
+            and options.method.adversarial_weight > 0,
+        ),
+        ("distillation_space", " latent", same_repo and options.method.distillation_space == "pixel"),
+        ("teacher_precision", " 4bit", hardware.teacher_precision not in ("4bit", "8bit")),
+    )
+    unused = [f"--{name}{value}{saves.get(name, '')}" for name, value, applies in candidates if applies]
     if not unused:
-        return "all that saves memory is in use: lower --resolution, or take a larger device"
-    return "not yet in use, what saves most without changing the method first: " + "; ".join(unused)
+        return "every flag that saves memory is in use: lower --resolution, or use a larger device"
+    return "flags that are not in use yet, those that leave the method unchanged first: " + "; ".join(unused)

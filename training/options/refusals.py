@@ -1,83 +1,77 @@
-"""What the command line refuses before anything is loaded: each message names the flag, the value and the mend."""
+"""Combinations of flags that cannot work, refused before anything is loaded.
 
-import argparse
+Ranges of single flags belong to their declarations; here are only the rules that concern several flags, or files.
+"""
+
 import os
 from importlib.util import find_spec
 
+import torch
+
+from training.data.sources import LOADERS
 from training.errors import OptionError
-from training.options.arguments import NONE
+from training.options.derived import precision
+from training.options.method import NONE
+from training.options.options import Options
 
 
-def check_arguments(args: argparse.Namespace) -> None:
+def refuse(options: Options) -> None:
     """Refuse what cannot work.
 
     Raises:
-        OptionError: names the flag, the value and the mend.
+        OptionError: names the flag, the value it got and the fix.
     """
-    for check in (_check_data, _check_numbers, _check_method, _check_models, _check_memory, _check_output):
-        check(args)
+    for check in (_check_data, _check_method, _check_models, _check_memory, _check_output, _check_hardware):
+        check(options)
 
 
-def _require(condition: bool, flag: str, value: object, mend: str) -> None:
+def _require(condition: bool, flag: str, value: object, fix: str) -> None:
     if not condition:
-        raise OptionError(f"--{flag} got {value!r}: {mend}")
+        shown = list(value) if isinstance(value, tuple) else value
+        raise OptionError(f"--{flag} got {shown!r}: {fix}")
 
 
-def _check_data(args: argparse.Namespace) -> None:
-    if (args.dataset_name is None) == (args.train_data_dir is None):
+def _check_data(options: Options) -> None:
+    data, optimization = options.data, options.optimization
+    both = data.dataset_name is not None and data.train_data_dir is not None
+    neither = data.dataset_name is None and data.train_data_dir is None
+    if neither or (both and data.dataset_name not in LOADERS):
         raise OptionError(
-            f"--dataset_name got {args.dataset_name!r} and --train_data_dir got {args.train_data_dir!r}: "
-            "give exactly one of them"
+            f"--dataset_name got {data.dataset_name!r} and --train_data_dir got {data.train_data_dir!r}: "
+            f"give exactly one of them, or the folder with one of the loaders {', '.join(LOADERS)}"
         )
-    if args.train_data_dir is not None:
-        _require(os.path.isdir(args.train_data_dir), "train_data_dir", args.train_data_dir, "this is no folder")
-    if args.streaming:
-        _require(
-            args.max_train_steps is not None,
-            "streaming",
-            True,
-            "the length of a streamed set is unknown; say how long to train with --max_train_steps",
-        )
-    _require(args.resolution % 8 == 0, "resolution", args.resolution, "give a multiple of 8, the autoencoder's factor")
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    at_least_one = (
-        "train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_train_steps", "max_train_samples",
-        "resolution", "teacher_steps", "checkpointing_steps", "checkpoints_total_limit", "validation_steps",
-        "discriminator_input_size", "max_skipped_steps", "lr_num_cycles", "lora_rank",
-    )  # fmt: skip
-    positive = ("learning_rate", "discriminator_learning_rate", "max_grad_norm", "adam_epsilon", "lora_alpha")
-    not_negative = ("adversarial_weight", "distillation_weight", "r1_gamma", "adam_weight_decay", "lr_warmup_steps",
-                    "dataloader_num_workers", "seed", "decode_crop_halo")  # fmt: skip
-    fractions = (
-        "adam_beta1",
-        "adam_beta2",
-        "discriminator_adam_beta1",
-        "discriminator_adam_beta2",
-        "ema_decay",
-        "lora_dropout",
-    )
-    for names, holds, mend in (
-        (at_least_one, lambda v: v >= 1, "give 1 or more"),
-        (positive, lambda v: v > 0, "give a number above 0"),
-        (not_negative, lambda v: v >= 0, "give 0 or more"),
-        (fractions, lambda v: 0 <= v < 1, "give a number in [0, 1)"),
-    ):
-        for name in names:
-            value = getattr(args, name)
-            _require(value is None or holds(value), name, value, mend)
-
-
-def _check_method(args: argparse.Namespace) -> None:
-    steps = args.student_timesteps
     _require(
-        steps == sorted(set(steps)) and steps[0] >= 0,
+        data.dataset_name not in LOADERS or both,
+        "dataset_name",
+        data.dataset_name,
+        "this loader reads the files of a folder; name it with --train_data_dir",
+    )
+    _require(
+        data.dataset_revision is None or (data.dataset_name is not None and not both),
+        "dataset_revision",
+        data.dataset_revision,
+        "files of a folder have no revision; leave it out, or name a data set of the Hub with --dataset_name",
+    )
+    if data.train_data_dir is not None:
+        _require(os.path.isdir(data.train_data_dir), "train_data_dir", data.train_data_dir, "there is no such folder")
+    _require(
+        not data.streaming or optimization.max_train_steps is not None,
+        "streaming",
+        True,
+        "the length of a streamed data set is unknown; say how long to train with --max_train_steps",
+    )
+    _require(data.resolution % 8 == 0, "resolution", data.resolution, "give a multiple of 8, the autoencoder's factor")
+
+
+def _check_method(options: Options) -> None:
+    method = options.method
+    steps, probabilities = method.student_timesteps, method.student_timestep_probabilities
+    _require(
+        list(steps) == sorted(set(steps)) and steps[0] >= 0,
         "student_timesteps",
         steps,
         "give rising training indices, such as 249 499 749 999",
     )
-    probabilities = args.student_timestep_probabilities
     if probabilities is not None:
         _require(
             len(probabilities) == len(steps),
@@ -91,116 +85,187 @@ def _check_method(args: argparse.Namespace) -> None:
             probabilities,
             "they must be 0 or more and sum to 1",
         )
-    if args.adversarial_weight == 0 and args.distillation_weight == 0:
+    if method.adversarial_weight == 0 and method.distillation_weight == 0:
         raise OptionError(
             "--adversarial_weight got 0 and --distillation_weight got 0: nothing would be trained; "
             "set one of them above 0 (the paper: 1 and 2.5)"
         )
-    low, high = args.teacher_timestep_range
-    _require(0 <= low < high, "teacher_timestep_range", [low, high], "give 0 <= LOW < HIGH, such as 20 980")
-    if args.distillation_weighting == "nfsd":
+    low, high = method.teacher_timestep_range
+    _require(0 <= low < high, "teacher_timestep_range", (low, high), "give 0 <= LOW < HIGH, such as 20 980")
+    if method.distillation_weighting == "nfsd":
         _require(
-            args.teacher_steps == 1,
+            method.teacher_steps == 1,
             "teacher_steps",
-            args.teacher_steps,
+            method.teacher_steps,
             "nfsd defines its target for one prediction; use --teacher_steps 1 or another --distillation_weighting",
         )
-    elif args.negative_prompt is not None:
+    elif method.negative_prompt is not None:
         _require(
-            args.teacher_guidance_scale not in (None, 1.0),
+            method.teacher_guidance_scale not in (None, 1.0),
             "negative_prompt",
-            args.negative_prompt,
+            method.negative_prompt,
             "an unguided teacher does not read it; set --teacher_guidance_scale above 1",
         )
 
 
-def _check_models(args: argparse.Namespace) -> None:
+def _check_models(options: Options) -> None:
+    models, lora = options.models, options.lora
     _require(
-        args.discriminator_feature_model != NONE,
+        options.discriminator.discriminator_feature_model != NONE,
         "discriminator_feature_model",
         NONE,
         "the discriminator needs its feature network; for distillation alone set --adversarial_weight 0",
     )
     for flag in ("student_revision", "student_variant"):
-        value = getattr(args, flag)
+        value = getattr(models, flag)
         _require(
-            value is None or args.pretrained_student_model is not None,
+            value is None or models.pretrained_student_model is not None,
             flag,
             value,
-            "the student is made of the teacher's repo; use --" + flag.removeprefix("student_"),
+            "the student starts from the teacher's repo; use --" + flag.removeprefix("student_"),
         )
+    flat = options.flat()
+    for flag, model in (
+        ("discriminator_text_model_revision", "discriminator_text_model"),
+        ("discriminator_image_model_revision", "discriminator_image_model"),
+        ("tiny_vae_revision", "pretrained_tiny_vae_model"),
+        ("vae_revision", "pretrained_vae_model_name_or_path"),
+    ):
+        _require(
+            flat[flag] is None or flat[model] not in (None, NONE),
+            flag,
+            flat[flag],
+            f"it has no effect without --{model}",
+        )
+    for flag, model in (
+        ("discriminator_text_model_revision", "discriminator_text_model"),
+        ("discriminator_image_model_revision", "discriminator_image_model"),
+        ("tiny_vae_revision", "pretrained_tiny_vae_model"),
+        ("vae_revision", "pretrained_vae_model_name_or_path"),
+    ):
+        named = flat[model] not in (None, NONE)
+        _require(flat[flag] is None or named, flag, flat[flag], f"it is read only with --{model}")
     for flag in ("lora_alpha", "lora_target_modules", "fuse_lora"):
-        value = getattr(args, flag)
-        _require(not value or args.use_lora, flag, value, "add --use_lora, or nothing reads it")
+        value = getattr(lora, flag)
+        _require(not value or lora.use_lora, flag, value, "add --use_lora, or the flag has no effect")
     _require(
-        not (args.use_lora and args.student_init == "random"),
+        not (lora.use_lora and models.student_init == "random"),
         "student_init",
         "random",
         "an adapter on random weights has nothing to adapt; leave out --use_lora",
     )
 
 
-def _check_memory(args: argparse.Namespace) -> None:
-    size = args.decode_crop_size
+def _check_memory(options: Options) -> None:
+    hardware, data, method = options.hardware, options.data, options.method
+    size = hardware.decode_crop_size
     if size is not None:
         _require(
-            size >= 8 and size % 8 == 0 and size <= args.resolution,
+            size >= 8 and size % 8 == 0 and size <= data.resolution,
             "decode_crop_size",
             size,
-            f"give a multiple of 8 up to --resolution {args.resolution}",
+            f"give a multiple of 8 up to --resolution {data.resolution}",
         )
         _require(
-            args.adversarial_weight > 0 or args.distillation_space == "pixel",
+            method.adversarial_weight > 0 or method.distillation_space == "pixel",
             "decode_crop_size",
             size,
             "nothing is decoded: the loss is in latents and there is no discriminator",
         )
-    if args.cache_dir_latents is not None:
-        folder = args.cache_dir_latents
-        _require(not args.streaming, "cache_dir_latents", folder, "a stream has no index to cache by")
+    folder = hardware.cache_dir_latents
+    if folder is not None:
+        _require(not data.streaming, "cache_dir_latents", folder, "a stream has no index to cache by")
         _require(
-            args.center_crop and not args.random_flip,
+            data.center_crop and not data.random_flip,
             "cache_dir_latents",
             folder,
             "cached latents are of one crop; use --center_crop and leave out --random_flip",
         )
-    if args.teacher_precision is not None:
+    if hardware.teacher_precision is not None:
         _require(
-            args.distillation_weight > 0 or args.use_lora,
+            method.distillation_weight > 0 or options.lora.use_lora,
             "teacher_precision",
-            args.teacher_precision,
+            hardware.teacher_precision,
             "--distillation_weight 0 loads no teacher",
         )
+        _require(
+            not options.lora.use_lora or hardware.teacher_precision == "fp32" or precision(options) != "no",
+            "teacher_precision",
+            hardware.teacher_precision,
+            "with --use_lora it is the precision of the student's base too, which a run in float32 cannot train "
+            "through; add --mixed_precision bf16 or leave the flag out",
+        )
 
 
-def _check_output(args: argparse.Namespace) -> None:
-    _require(not os.path.isfile(args.output_dir), "output_dir", args.output_dir, "this is a file; name a folder")
-    full_model = os.path.join(args.output_dir, "model_index.json")
+def _check_output(options: Options) -> None:
+    output, lora, hub = options.output, options.lora, options.hub
+    _require(not os.path.isfile(output.output_dir), "output_dir", output.output_dir, "this is a file; name a folder")
+    full_model = os.path.join(output.output_dir, "model_index.json")
     _require(
-        not args.use_lora or args.fuse_lora or not os.path.isfile(full_model),
+        not lora.use_lora or lora.fuse_lora or not os.path.isfile(full_model),
         "output_dir",
-        args.output_dir,
+        output.output_dir,
         "it holds a whole model, which would be published beside the adapter; name another folder, or add --fuse_lora",
     )
-    if args.export_single_file is not None:
-        flag, file = "export_single_file", args.export_single_file
-        _require(file.endswith(".safetensors"), flag, file, "give a file name that ends in .safetensors")
-        _require(not args.use_lora or args.fuse_lora, flag, file, "an adapter is no checkpoint; add --fuse_lora")
-    for flag in ("hub_model_id", "hub_token", "hub_private_repo", "push_every_checkpoint"):
-        value = getattr(args, flag)
-        shown = "***" if flag == "hub_token" else value
-        _require(not value or args.push_to_hub, flag, shown, "add --push_to_hub, or nothing is pushed")
-    if args.hub_token is not None:
+    file = output.export_single_file
+    if file is not None:
         _require(
-            args.report_to != "wandb",
+            file.endswith(".safetensors"), "export_single_file", file, "give a file name that ends in .safetensors"
+        )
+        _require(
+            not lora.use_lora or lora.fuse_lora,
+            "export_single_file",
+            file,
+            "an adapter is no checkpoint; add --fuse_lora",
+        )
+    for flag in ("hub_model_id", "hub_token", "hub_private_repo", "push_every_checkpoint"):
+        value = getattr(hub, flag)
+        shown = "***" if flag == "hub_token" else value
+        _require(not value or hub.push_to_hub, flag, shown, "add --push_to_hub, or nothing is pushed")
+    trackers = _trackers(output.report_to)
+    if hub.hub_token is not None:
+        _require(
+            "wandb" not in trackers,
             "hub_token",
             "***",
-            "the command line is stored by wandb, and the token with it; use `hf auth login` instead",
+            "wandb stores the command line, and the token with it; use `hf auth login` instead",
         )
-    if args.enable_xformers_memory_efficient_attention:
+
+
+# The packages without which accelerate passes over a tracker in silence.
+_TRACKER_PACKAGES = {
+    "tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml", "mlflow": "mlflow", "aim": "aim",
+    "clearml": "clearml", "dvclive": "dvclive", "swanlab": "swanlab", "trackio": "trackio",
+}  # fmt: skip
+
+
+def _trackers(report_to: str) -> tuple[str, ...]:
+    """The trackers that `--report_to` asks for. Raises: OptionError: one is unknown or not installed."""
+    if report_to == NONE:
+        return ()
+    if report_to == "all":
+        return tuple(name for name, package in _TRACKER_PACKAGES.items() if find_spec(package) is not None)
+    known = ", ".join((*_TRACKER_PACKAGES, "all", NONE))
+    _require(report_to in _TRACKER_PACKAGES, "report_to", report_to, f"choose from {known}")
+    package = _TRACKER_PACKAGES[report_to]
+    _require(find_spec(package) is not None, "report_to", report_to, f"it is not installed: pip install {package}")
+    return (report_to,)
+
+
+def _check_hardware(options: Options) -> None:
+    hardware = options.hardware
+    _require(
+        hardware.mixed_precision != "fp16" or torch.cuda.is_available(),
+        "mixed_precision",
+        "fp16",
+        "fp16 needs a GPU; on a CPU use bf16 or no",
+    )
+    if hardware.enable_xformers_memory_efficient_attention:
+        flag = "enable_xformers_memory_efficient_attention"
+        _require(torch.cuda.is_available(), flag, True, "xformers needs a GPU; leave the flag out")
         _require(
             find_spec("xformers") is not None,
-            "enable_xformers_memory_efficient_attention",
+            flag,
             True,
             "xformers is not installed: pip install xformers, or leave the flag out for torch's own attention",
         )

@@ -3,7 +3,9 @@
 import shlex
 from pathlib import Path
 
+from training.errors import UserError
 from training.publishing.layout import MAIN, PublishError
+from training.publishing.token import redact
 
 _REASONS = {
     401: "the token is missing, wrong or expired; log in with `hf auth login`, or pass another --hub_token",
@@ -22,7 +24,8 @@ class Attempt:
         sent: files whose content is at the Hub already, though not committed.
     """
 
-    def __init__(self, folder: Path, repo_id: str, branch: str, names: list[str]):
+    def __init__(self, folder: Path, repo_id: str, branch: str, names: list[str], token: str | None = None):
+        self.token = token
         self.folder, self.repo_id, self.branch, self.names = folder, repo_id, branch, names
         self.sent: list[str] = []
 
@@ -31,7 +34,7 @@ class Attempt:
 
     def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:
         # The client raises HTTP errors, network errors of its HTTP library, OS errors, and RuntimeErrors around these.
-        if isinstance(error, Exception) and not isinstance(error, PublishError):
+        if isinstance(error, Exception) and not isinstance(error, UserError):
             raise PublishError(self.explain(error)) from error
 
     def explain(self, error: Exception) -> str:
@@ -40,22 +43,24 @@ class Attempt:
         sent = f"At the Hub already, and not sent again: {', '.join(self.sent)}. " if self.sent else ""
         command = ["python", "-m", "training.publish", str(self.folder), "--repo_id", self.repo_id]
         command += ["--revision", self.branch] if self.branch != MAIN else []
-        return (
+        return redact(
             f"{self.folder} was not published to {self.repo_id} ({self.branch}): {reason(error)}. The model is whole "
             f"in {self.folder}, and the repo was not left half changed: all of it comes in one commit, at the end. "
-            f"{sent}Missing: {', '.join(missing)}. Repeat with: {shlex.join(command)}"
+            f"{sent}Missing: {', '.join(missing)}. Repeat with: {shlex.join(command)}",
+            self.token,
         )
 
 
 def reason(error: BaseException) -> str:
-    """One line for what went wrong, with the mend where there is one."""
+    """One line for what went wrong, with the fix where there is one."""
     cause: BaseException | None = error
+    innermost = error
     while cause is not None:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status is not None:
             said = getattr(cause, "server_message", None)
             said = f" ({' '.join(said.split())})" if said else ""
             known = _REASONS.get(status, "repeat it later" if status >= 500 else "the Hub refused")
-            return f"HTTP {status}: {known}{said}"
+            return redact(f"HTTP {status}: {known}{said}")
         cause, innermost = cause.__cause__, cause
-    return f"{type(innermost).__name__}: {' '.join(str(innermost).split())}"
+    return redact(f"{type(innermost).__name__}: {' '.join(str(innermost).split())}")

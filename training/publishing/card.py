@@ -4,7 +4,6 @@
 a card is a seal, a hash of the text above it: a card whose seal does not fit has been edited by someone, and is theirs.
 """
 
-import argparse
 import hashlib
 import json
 import logging
@@ -19,41 +18,40 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from pipelines import DEFAULT_STUDENT_TIMESTEPS
-from training.publishing.layout import CARD, INDEX, LORA, MAIN, SAMPLES, SCHEDULER, PublishError
+from training.checkpoints.manifest import replace_text
+from training.options.options import Options
+from training.publishing.card_facts import describe_sampling, measured_table
+from training.publishing.layout import CARD, INDEX, LORA, MAIN, RUN_FILE, SAMPLES, PublishError
 from training.publishing.license import inherited_license
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = "add_run.json"
-MEASURED_FILE = "measured.json"
 TEMPLATE = Path(__file__).parent / "card_template.md"
-# Of no use to a reader of the card, or nobody's business. Whatever has "token" in its name is left out besides.
-_PRIVATE = {"push_to_hub", "push_every_checkpoint", "hub_private_repo", "hub_model_id", "output_dir", "logging_dir",
-            "cache_dir", "cache_dir_latents", "report_to", "tracker_project_name",
-            "resume_from_checkpoint"}  # fmt: skip
-_SEAL = re.compile(r"<!-- written by training/card\.py; sha256 of the text above: ([0-9a-f]{64}) -->\s*\Z")
+# An earlier version wrote training/card.py.
+_SEAL = re.compile(
+    r"<!-- written by training/(?:publishing/)?card\.py; sha256 of the text above: ([0-9a-f]{64}) -->\s*\Z"
+)
 
 
 def record_run(
-    args: argparse.Namespace, folder: str | Path, facts: Mapping[str, Any], pipeline_class: str, base_model: str
+    options: Options, folder: str | Path, facts: Mapping[str, Any], pipeline_class: str, base_model: str
 ) -> None:
     """Write `add_run.json`: what the published files do not say themselves. No token, no path of this machine."""
     is_local = os.path.isdir(base_model)
     run = {
         "base_model": Path(base_model).name if is_local else base_model,
         "base_model_on_hub": not is_local,
-        "license": inherited_license(base_model, getattr(args, "hub_token", None)),
+        "license": inherited_license(base_model, options.hub.hub_token),
         "pipeline_class": pipeline_class,
         "facts": dict(facts),
         "libraries": {name: version(name) for name in ("torch", "diffusers", "transformers")},
-        "arguments": _public_arguments(args),
+        "arguments": _public_arguments(options),
     }
     Path(folder, RUN_FILE).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 def write_card(
-    args: argparse.Namespace,
+    options: Options,
     folder: str | Path,
     facts: Mapping[str, Any],
     pipeline_class: str,
@@ -62,17 +60,17 @@ def write_card(
     """Record the run in `folder`, copy its newest validation grid to `samples.png`, and write `README.md`.
 
     Args:
-        args: the run's flags.
+        options: of the run.
         folder: holds the published layout already.
         facts: what the card lists under "Training", by name; such as {"iterations": 20000, "effective batch": 64}.
         pipeline_class: name of the stock class, such as StableDiffusionPipeline.
         base_model: Hub id or folder of the model the student started from; `--pretrained_teacher_model` if not given.
     """
-    record_run(args, folder, facts, pipeline_class, base_model or args.pretrained_teacher_model)
-    grids = Path(args.output_dir, "validation").glob("step-*.png")
+    record_run(options, folder, facts, pipeline_class, base_model or options.models.pretrained_teacher_model)
+    grids = Path(options.output.output_dir, "validation").glob("step-*.png")
     if newest := max(grids, key=lambda path: int(path.stem.split("-")[1]), default=None):
         shutil.copyfile(newest, Path(folder, SAMPLES))
-    return refresh_card(folder, args.hub_model_id or Path(os.path.abspath(args.output_dir)).name)
+    return refresh_card(folder, options.hub.hub_model_id or Path(os.path.abspath(options.output.output_dir)).name)
 
 
 def refresh_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> Path:
@@ -81,10 +79,10 @@ def refresh_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> Path:
     Returns its path. Nothing lies there where training has left no `add_run.json` to make a card from.
     """
     path = Path(folder, CARD)
-    if path.is_file() and not is_untouched(path.read_text(encoding="utf-8")):
+    if is_edited(path):
         return path
     if Path(folder, RUN_FILE).is_file():
-        path.write_text(make_card(folder, repo_id, branch), encoding="utf-8")
+        replace_text(path, make_card(folder, repo_id, branch))
     elif not path.is_file():
         logger.warning(
             "%s lacks %s, which training leaves there: no card can be made. Write %s", folder, RUN_FILE, path
@@ -97,18 +95,18 @@ def set_license(folder: str | Path, name: str) -> None:
     path = Path(folder, RUN_FILE)
     if not path.is_file():
         raise PublishError(f"--license got {name!r}: {folder} lacks {RUN_FILE}; write it into {CARD} yourself")
-    run = json.loads(path.read_text(encoding="utf-8")) | {"license": {"license": name}}
-    path.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+    run = _read_run(folder) | {"license": {"license": name}}
+    replace_text(path, json.dumps(run, indent=2) + "\n")
 
 
 def make_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> str:
     """The sealed text of the card."""
     folder = Path(folder)
-    run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    run = _read_run(folder)
     name, prompts = run["base_model"], run["arguments"].get("validation_prompts") or []
     license_ = run["license"].get("license_name") or run["license"].get("license")
-    steps = _student_steps(folder)
-    measured, command = _measured(folder)
+    sampling = describe_sampling(folder)
+    measured, command = measured_table(folder)
     card = ModelCard.from_template(
         _card_data(folder, run, prompts),
         template_path=str(TEMPLATE),
@@ -125,7 +123,7 @@ def make_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> str:
         prompts=prompts,
         example=json.dumps(prompts[0] if prompts else "a red fox in the snow", ensure_ascii=False),
         side=run["arguments"]["resolution"],
-        steps="1 step" if steps == 1 else f"1 to {steps} steps",
+        **sampling,
         facts={**run["facts"], "libraries": ", ".join(f"{k} {v}" for k, v in run["libraries"].items())},
         arguments=yaml.safe_dump(run["arguments"], default_flow_style=None, allow_unicode=True, width=110).strip(),
         measured=measured,
@@ -134,7 +132,12 @@ def make_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> str:
         license_note=_license_note(name, license_),
     )
     text = re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n\n"
-    return f"{text}<!-- written by training/card.py; sha256 of the text above: {_digest(text)} -->\n"
+    return f"{text}<!-- written by training/publishing/card.py; sha256 of the text above: {_digest(text)} -->\n"
+
+
+def is_edited(path: Path) -> bool:
+    """Whether there is a card at `path` that is not just as this module wrote it."""
+    return path.is_file() and not is_untouched(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def is_untouched(text: str) -> bool:
@@ -169,10 +172,12 @@ def _card_data(folder: Path, run: dict, prompts: list[str]) -> ModelCardData:
     )
 
 
-def _student_steps(folder: Path) -> int:
-    """How many steps the student knows."""
-    config = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
-    return len(config.get("_student_timesteps", DEFAULT_STUDENT_TIMESTEPS))
+def _read_run(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder, RUN_FILE)
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise PublishError(f"{path} is damaged, so no card can be made: {error}") from error
 
 
 def _license_note(base: str, license_: str | None) -> str:
@@ -184,26 +189,8 @@ def _license_note(base: str, license_: str | None) -> str:
     return f"It is that of {base}, from which this model was distilled: its terms and use restrictions carry over."
 
 
-def _measured(folder: Path) -> tuple[str, str]:
-    """The table of `measured.json` and the command that gave it; empty where nothing was measured."""
-    path = folder / MEASURED_FILE
-    if not path.is_file():
-        return "", ""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        command, rows = content["command"], [dict(row) for row in content["figures"]]
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-    except (ValueError, KeyError, TypeError) as error:
-        raise PublishError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). It holds the command and a list of rows: "
-            '{"command": "python -m ...", "figures": [{"steps": 1, "FID": 20.6}]}'
-        ) from error
-    lines = [columns, ["---"] * len(columns), *([str(row.get(column, "-")) for column in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines), command
-
-
-def _public_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags that were set, without tokens; of a path its last part."""
+def _public_arguments(options: Options) -> dict[str, Any]:
+    """The flags that have a value and concern a reader; of a path its last part."""
 
     def public(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -211,5 +198,5 @@ def _public_arguments(args: argparse.Namespace) -> dict[str, Any]:
         is_path = isinstance(value, str | Path) and (os.path.isabs(value) or os.path.exists(value))
         return Path(value).name if is_path else value
 
-    kept = {k: v for k, v in vars(args).items() if k not in _PRIVATE and "token" not in k and v is not None}
+    kept = {name: value for name, value in options.public().items() if value is not None}
     return {key: public(value) for key, value in kept.items()}

@@ -1,20 +1,24 @@
 """`--push_every_checkpoint`: the student of each checkpoint, on a branch of its own, while training goes on."""
 
-import argparse
 import logging
+import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from training.errors import UserError
+from training.options.options import Options
 from training.publishing.attempt import reason
 from training.publishing.hub import publish, repo_name
 from training.publishing.layout import PublishError
+from training.publishing.token import redact
 
 logger = logging.getLogger(__name__)
 BRANCH = "checkpoints"
-_PREFIX = ".push-"
+_PREFIX = ".push-student-"
+_LEFT_OVER = re.compile(re.escape(_PREFIX) + r"[0-9a-f]{8}")
 
 
 class CheckpointPusher:
@@ -24,21 +28,23 @@ class CheckpointPusher:
     training goes on. `close` waits for the last one.
     """
 
-    def __init__(self, args: argparse.Namespace, private: bool | None = None):
-        self.args, self.private = args, private
+    def __init__(self, options: Options):
+        self.options = options
         self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
         self.queued: list[Future] = []
         self.failed = 0
-        for left_over in Path(args.output_dir).glob(f"{_PREFIX}*"):  # of a run that was killed
-            shutil.rmtree(left_over, ignore_errors=True)
+        folder = Path(options.output.output_dir)
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if _LEFT_OVER.fullmatch(path.name):  # of a run that was killed; the lock of --output_dir says it has ended
+                shutil.rmtree(path, ignore_errors=True)
 
     def push(self, save: Callable[[Path], None], step: int) -> None:
         """Let `save(folder)` write the published layout, card included, and queue its upload."""
-        Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=self.args.output_dir, prefix=_PREFIX))
+        folder = Path(self.options.output.output_dir, f"{_PREFIX}{uuid.uuid4().hex[:8]}")
         try:
+            folder.mkdir(parents=True)
             save(folder)
-        except OSError as error:  # such as a full disk: no reason to end a training
+        except (OSError, PublishError) as error:  # such as a full disk: no reason to end a training
             shutil.rmtree(folder, ignore_errors=True)
             self._report(step, error)
         else:
@@ -48,25 +54,25 @@ class CheckpointPusher:
         try:
             done = publish(
                 folder,
-                repo_name(self.args),
-                token=self.args.hub_token,
-                private=self.private,
+                repo_name(self.options),
+                token=self.options.hub.hub_token,
+                private=self.options.hub.hub_private_repo,
                 branch=BRANCH,
                 message=f"Student after {step} iterations",
             )
             logger.info("Pushed the student of iteration %d: %s, commit %s", step, done.repo_id, done.commit)
-        except PublishError as error:
+        except UserError as error:
             self._report(step, error)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _report(self, step: int, error: Exception) -> None:
         self.failed += 1
-        why = reason(error.__cause__) if error.__cause__ else str(error)
+        why = redact(reason(error.__cause__) if error.__cause__ else str(error), self.options.hub.hub_token)
         logger.warning("The student of iteration %d was not pushed, and training goes on. %s", step, why)
 
     def close(self) -> None:
-        """Wait for what is queued. An error that is no refusal of the Hub's is raised here."""
+        """Wait for what is queued. An error that is not a refusal is raised here."""
         self.worker.shutdown(wait=True)
         for future in self.queued:
             future.result()

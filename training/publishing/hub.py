@@ -1,27 +1,21 @@
-"""The end result: the published layout in `--output_dir`, and on the Hub on request.
+"""The published layout on the Hub: at the end of training with `--push_to_hub`, or of a finished run by `command`."""
 
-    python -m training.publish DIR --repo_id user/my-student
-
-publishes a finished run; `--push_to_hub` does the same at the end of training.
-"""
-
-import argparse
 import logging
 import os
-import shutil
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers import DiffusionPipeline
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.utils import validate_repo_id
 
+from training.options.options import Options
 from training.publishing.attempt import Attempt, reason
-from training.publishing.card import MEASURED_FILE, is_untouched, refresh_card, set_license
-from training.publishing.layout import CARD, MAIN, PublishError, is_weight_file, published_files, stale_files
-from training.publishing.variant import VARIANTS, add_variant, remove_variants
+from training.publishing.card import is_untouched, refresh_card
+from training.publishing.layout import CARD, MAIN, PublishError, is_weight_file, stale_files
+from training.publishing.published_folder import published_files
+from training.publishing.token import clean_token, redact
 
 logger = logging.getLogger(__name__)
 MESSAGE = "Add a student distilled by ADD"
@@ -38,46 +32,55 @@ class Published:
     card_kept: bool
 
 
-def save_published(pipeline: DiffusionPipeline, output_dir: str | Path) -> None:
-    """Write the published layout: stock components, stock scheduler config, `pipeline.py`."""
-    remove_variants(output_dir)
-    pipeline.save_pretrained(output_dir)
-
-
-def repo_name(args: argparse.Namespace) -> str:
+def repo_name(options: Options) -> str:
     """The repo that a run pushes to; without a namespace it is the token owner's."""
-    return args.hub_model_id or Path(os.path.abspath(args.output_dir)).name
+    return options.hub.hub_model_id or Path(os.path.abspath(options.output.output_dir)).name
 
 
-def check_push(args: argparse.Namespace, private: bool | None = None) -> str:
+def check_push(options: Options) -> str:
     """Create the run's repo and see that it can be written to, before hours of training. Returns the repo id.
 
     Raises:
         PublishError: no token, no permission, no network.
     """
-    api = HfApi(token=args.hub_token)
+    token, private = clean_token(options.hub.hub_token), options.hub.hub_private_repo
+    api = HfApi(token=token)
     try:
-        repo_id = api.create_repo(repo_name(args), private=private, exist_ok=True).repo_id
+        check_repo_id(repo_name(options), "--hub_model_id")
+        repo_id = api.create_repo(repo_name(options), private=private, exist_ok=True).repo_id
         _refuse_public(api.model_info(repo_id), private)
-        # Asks how this file would be uploaded, which only who may write is told. Nothing is sent.
+        # Asks how this file would be uploaded: the Hub answers only accounts with write access. Nothing is sent.
         api.preupload_lfs_files(repo_id, [CommitOperationAdd(CARD, b"x")])
     except PublishError:
         raise
     except Exception as error:  # HTTP errors, and whatever else the client raises
+        why = redact(reason(error), token)
         raise PublishError(
-            f"--push_to_hub got True, but {repo_name(args)} cannot be pushed to: {reason(error)}. "
-            "Training has not begun"
+            f"--push_to_hub got True, but {repo_name(options)} cannot be pushed to: {why}. Training has not begun"
         ) from error
     return repo_id
 
 
-def push_published(args: argparse.Namespace, private: bool | None = None) -> str:
+def check_repo_id(repo_id: str, flag: str) -> None:
+    """Refuse what cannot be the name of a repo, without a network.
+
+    Raises:
+        PublishError: names the flag and the rule.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise PublishError(f"{flag} got {repo_id!r}: {' '.join(str(error).split())}") from None
+
+
+def push_published(options: Options) -> str:
     """Upload the published layout of a run in one commit. Returns the repo id.
 
     Raises:
         PublishError: the Hub refused; the model stays in `--output_dir`.
     """
-    return publish(args.output_dir, repo_name(args), token=args.hub_token, private=private).repo_id
+    hub, folder = options.hub, options.output.output_dir
+    return publish(folder, repo_name(options), token=hub.hub_token, private=hub.hub_private_repo).repo_id
 
 
 def publish(
@@ -101,18 +104,21 @@ def publish(
         overwrite_card: replace a card on the Hub even though someone has edited it.
 
     Raises:
-        PublishError: with the reason, what is missing at the Hub, and the command to repeat it.
+        PublishError: the folder is not whole, or the Hub refused; with the reason, what is missing at the Hub, and the
+            command to repeat it.
     """
-    folder = Path(folder)
+    folder, token = Path(folder), clean_token(token)
+    check_repo_id(repo_id, "--repo_id")
+    names = published_files(folder)
     api = HfApi(token=token)
-    with Attempt(folder, repo_id, branch, published_files(folder)) as attempt:
+    with Attempt(folder, repo_id, branch, names, token) as attempt:
         attempt.repo_id = repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if branch != MAIN:
             api.create_branch(repo_id, branch=branch, exist_ok=True)
         head = api.model_info(repo_id, revision=branch)
         _refuse_public(head, private)
         refresh_card(folder, repo_id, branch)
-        attempt.names = published_files(folder)
+        attempt.names = published_files(folder, hashes=False)  # the sums were compared above
         card_kept = CARD in attempt.names and not overwrite_card and _is_edited(api, head, folder / CARD)
         if card_kept:
             attempt.names.remove(CARD)
@@ -128,7 +134,7 @@ def _upload(api: HfApi, attempt: Attempt, head: ModelInfo, message: str) -> str:
     for name in filter(is_weight_file, attempt.names):
         api.preupload_lfs_files(attempt.repo_id, [operations[name]], revision=attempt.branch)
         attempt.sent.append(name)
-    stale = stale_files((sibling.rfilename for sibling in head.siblings), attempt.names)
+    stale = stale_files((sibling.rfilename for sibling in head.siblings or ()), attempt.names)
     return api.create_commit(
         attempt.repo_id,
         [*operations.values(), *map(CommitOperationDelete, stale)],
@@ -141,7 +147,7 @@ def _upload(api: HfApi, attempt: Attempt, head: ModelInfo, message: str) -> str:
 
 def _is_edited(api: HfApi, head: ModelInfo, local: Path) -> bool:
     """Whether the repo has a card that is neither ours nor the one to be uploaded."""
-    if CARD not in (sibling.rfilename for sibling in head.siblings):
+    if CARD not in (sibling.rfilename for sibling in head.siblings or ()):
         return False
     remote = Path(api.hf_hub_download(head.id, CARD, revision=head.sha)).read_bytes()
     return remote != local.read_bytes() and not is_untouched(remote.decode("utf-8", errors="replace"))
@@ -153,50 +159,3 @@ def _refuse_public(repo: ModelInfo, private: bool | None) -> None:
             f"--private got True: {repo.id} exists already and is public, so nothing was pushed. Make it private in "
             "its settings on the Hub, or name another repo"
         )
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The flags of `python -m training.publish`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.publish", description="Publish a finished run on the Hub."
-    )
-    add = parser.add_argument
-    add("folder", metavar="DIR", help="The --output_dir of a finished run.")
-    add("--repo_id", required=True, help="Repo to push to, such as user/my-student; made where it does not exist.")
-    add("--private", action="store_true", default=None, help="Make the new repo private; refuse a public one.")
-    add("--revision", default=MAIN, help="Branch to push to (default: main); made from main where it does not exist.")
-    add("--license", default=None, help="Licence for the card, by its Hub identifier, in place of the base model's.")
-    add("--variant", choices=VARIANTS, default=None, help="Publish the weights in this precision too, as a variant.")
-    add("--measured", default=None, help='Figures for the card: {"command": "...", "figures": [{"steps": 1, ...}]}.')
-    add("--overwrite_card", action="store_true", help="Replace the card on the Hub even if someone has edited it.")
-    add("--hub_token", default=None, help="Token to push with; the one of `hf auth login` where not given.")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command. A refusal ends it with its message alone and status 1."""
-    args = make_parser().parse_args(argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        published_files(args.folder)
-        if args.measured is not None:
-            shutil.copyfile(args.measured, Path(args.folder, MEASURED_FILE))
-        if args.license is not None:
-            set_license(args.folder, args.license)
-        if args.variant is not None:
-            add_variant(args.folder, args.variant)
-        done = publish(
-            args.folder,
-            args.repo_id,
-            token=args.hub_token,
-            private=args.private,
-            branch=args.revision,
-            overwrite_card=args.overwrite_card,
-        )
-    except (PublishError, OSError) as error:
-        sys.exit(f"python -m training.publish: error: {error}")
-    print(f"Published {len(done.files)} files to {done.repo_id} ({done.branch}), commit {done.commit}")
-
-
-if __name__ == "__main__":
-    main()

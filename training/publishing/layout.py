@@ -7,13 +7,15 @@ them and stay behind; so do pickles.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from training.errors import UserError
 
 MAIN = "main"  # the branch that is read where none is named
 CARD = "README.md"
+RUN_FILE = "add_run.json"  # what training leaves for the card; stays behind
 SAMPLES = "samples.png"
 LORA = "pytorch_lora_weights.safetensors"
 INDEX = "model_index.json"
@@ -32,8 +34,14 @@ class PublishError(UserError, RuntimeError):
     """Nothing, or not all, was published: says of which folder and repo, why, and how to repeat it."""
 
 
-def published_files(folder: str | Path) -> list[str]:
-    """Relative paths of the published layout in `folder`, sorted, `/`-separated.
+def layout_files(folder: str | Path, among: Collection[str] | None = None) -> list[str]:
+    """Relative paths of the files in `folder` that have a name of the layout, sorted, `/`-separated.
+
+    See `training.publishing.published_folder.published_files`, which also verifies them.
+
+    Args:
+        folder: of the student.
+        among: names outside of these are passed over as if they were not there; None considers all.
 
     Raises:
         PublishError: the folder holds no finished student; names what is missing.
@@ -50,9 +58,15 @@ def published_files(folder: str | Path) -> list[str]:
     for component in ["scheduler"] if components is None else components:
         found = [p for p in (folder / component).glob("*") if p.is_file() and is_component_file(p.name)]
         names += [f"{component}/{p.name}" for p in found]
+    names = [name for name in names if among is None or name in among]
     if missing := _missing(folder, components or {}, set(names)):
         raise PublishError(f"{folder} is not complete, so nothing is published. Missing: {', '.join(missing)}")
     return sorted(names)
+
+
+def is_published_name(name: str) -> bool:
+    """Whether `name`, relative and `/`-separated, is one that the layout may have."""
+    return name in ROOT_FILES or (name.count("/") == 1 and is_component_file(name.split("/")[1]))
 
 
 def is_component_file(name: str) -> bool:
@@ -84,8 +98,21 @@ def _components(folder: Path) -> dict[str, str] | None:
     """Component folders and their classes, as `model_index.json` names them; None without one."""
     if not (folder / INDEX).is_file():
         return None
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    return {name: entry[1] for name, entry in index.items() if isinstance(entry, list) and entry[1] is not None}
+    index = _read(folder / INDEX)
+    entries = {name: entry for name, entry in index.items() if isinstance(entry, list)}
+    if any(len(entry) != 2 or "/" in name for name, entry in entries.items()):
+        raise PublishError(f"{folder / INDEX} is damaged: it does not name components and their classes")
+    return {name: entry[1] for name, entry in entries.items() if entry[1] is not None}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PublishError(f"{path} is damaged or cut short: {error}") from error
+    if not isinstance(content, dict):
+        raise PublishError(f"{path} is damaged: it holds no JSON object")
+    return content
 
 
 def _missing(folder: Path, components: dict[str, str], names: set[str]) -> list[str]:
@@ -99,6 +126,6 @@ def _missing(folder: Path, components: dict[str, str], names: set[str]) -> list[
         elif "config.json" in files and not any(_WEIGHT_FILE.fullmatch(name) for name in files):
             missing.append(f"{component}/*.safetensors ({class_name})")
         for index in (name for name in files if ".safetensors.index" in name):
-            shards = set(json.loads((folder / component / index).read_text(encoding="utf-8"))["weight_map"].values())
+            shards = set(map(str, _read(folder / component / index).get("weight_map", {}).values()))
             missing += [f"{component}/{shard}" for shard in sorted(shards - files)]
     return missing

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
+from training.publishing.token import clean_token, redact
+
 logger = logging.getLogger(__name__)
 
 LICENSE_KEYS = ("license", "license_name", "license_link")
@@ -30,10 +32,13 @@ def inherited_license(base: str, token: str | None = None) -> dict[str, str]:
 
     The base's own card is asked first, then the table of known bases.
     """
-    card = Path(base, "README.md") if Path(base).is_dir() else base
+    folder = Path(base)
+    if folder.is_dir() and not (folder / "README.md").is_file():
+        return {}  # as most local models: nothing to report
+    card = folder / "README.md" if folder.is_dir() else base
     try:
-        data = ModelCard.load(card, token=token, ignore_metadata_errors=True).data
+        data = ModelCard.load(card, token=clean_token(token), ignore_metadata_errors=True).data
     except Exception as error:  # no network, no card, a damaged one: a run must not end for want of a card's line
-        logger.info("The card of %s cannot be read: %s", base, error)
+        logger.info("The card of %s cannot be read: %s", base, redact(str(error), token))
         return {"license": KNOWN_LICENSES[base]} if base in KNOWN_LICENSES else {}
     return {key: getattr(data, key) for key in LICENSE_KEYS if isinstance(getattr(data, key), str)}

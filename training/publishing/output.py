@@ -1,6 +1,5 @@
 """What a run leaves for others: the published layout, or the adapter, with its card."""
 
-import argparse
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,39 +10,50 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 
 from training.models.families import Family
 from training.models.lora import fuse_lora, save_lora
-from training.publishing.card import write_card
-from training.publishing.hub import save_published
+from training.options.options import Options
+from training.publishing.card import is_edited, write_card
+from training.publishing.layout import CARD
+from training.publishing.published_folder import set_sample_size
+from training.publishing.replacement import replacing_student
 
 
 def write_output(
-    args: argparse.Namespace,
+    options: Options,
     folder: Path,
     family: Family,
     student: UNet2DConditionModel,
     scheduler: SchedulerMixin,
     facts: Mapping[str, Any],
 ) -> None:
-    """Write the student to `folder`.
+    """Write the student to `folder`, whole or not at all; an older one there is replaced. An edited card is kept.
 
     The frozen parts are loaded afresh, as they came: those of the run may be in half precision, and stay as they are.
 
     Args:
         student: with the weights to publish.
         facts: of the run, for the card.
+
+    Raises:
+        PublishError: it cannot be written, or is not whole; an older student is as it was.
+        FolderInUse: another process writes into `folder`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if args.use_lora:
-        save_lora(student, family.pipeline_class, folder)
-        scheduler.save_pretrained(folder / "scheduler")
-    if not args.use_lora or args.fuse_lora:
-        fresh, cpu = family.unloaded(), torch.device("cpu")
-        fresh.load_text_encoders(torch.float32, cpu)
-        fresh.load_vae(torch.float32, cpu)
-        unet = fresh.load_unet(torch.float32, cpu) if args.use_lora else student
-        pipeline = fresh.pipeline(unet, scheduler)
-        if args.use_lora:
-            fuse_lora(pipeline, folder)
-        save_published(pipeline, folder)
-    card = write_card(args, folder, facts, family.pipeline_class.__name__, base_model=family.name)
-    for weights in (*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")):
-        shutil.copymode(card, weights)  # safetensors makes files that only their owner may read
+    with replacing_student(folder) as stage:
+        if options.lora.use_lora:
+            save_lora(student, family.pipeline_class, stage)
+            scheduler.save_pretrained(stage / "scheduler")
+        if not options.lora.use_lora or options.lora.fuse_lora:
+            fresh, cpu = family.unloaded(), torch.device("cpu")
+            fresh.load_text_encoders(torch.float32, cpu)
+            fresh.load_vae(torch.float32, cpu)
+            unet = fresh.load_unet(torch.float32, cpu) if options.lora.use_lora else student
+            pipeline = fresh.pipeline(unet, scheduler)
+            if options.lora.use_lora:
+                fuse_lora(pipeline, stage)
+            pipeline.save_pretrained(stage)
+            factor = 2 ** (len(fresh.vae.config["block_out_channels"]) - 1)
+            set_sample_size(stage, options.data.resolution // factor)
+        card = write_card(options, stage, facts, family.pipeline_class.__name__, base_model=family.name)
+        for weights in (*stage.glob("*.safetensors"), *stage.glob("*/*.safetensors")):
+            shutil.copymode(card, weights)  # safetensors makes files that only their owner may read
+        if is_edited(folder / CARD):
+            card.unlink()

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.errors import OptionError
+
 Weights = dict[str, Tensor]
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 
@@ -49,7 +51,7 @@ def original_weights(parts: Mapping[str, tuple[Mapping[str, Any], Weights]]) -> 
         All weights by their names in the file; convolutions and stacked matrices where the originals have them.
 
     Raises:
-        ValueError: for a weight that the originals have no name for.
+        OptionError: for a weight that the originals have no name for.
     """
     weights = _renamed(UNET, parts["unet"][1], unet_namer(parts["unet"][0], parts["unet"][1]))
     vae = {k: v[..., None, None] if _was_convolution(k, v) else v for k, v in parts["vae"][1].items()}
@@ -72,11 +74,11 @@ def unet_namer(config: Mapping[str, Any], names: Iterable[str]) -> Callable[[str
         A function from diffusers' name to the original one, None where there is none.
 
     Raises:
-        ValueError: if the layers of a block aren't one number for all blocks, which the originals' count assumes.
+        OptionError: if the layers of a block aren't one number for all blocks, which the originals' count assumes.
     """
     layers = config["layers_per_block"]
     if not isinstance(layers, int):
-        raise ValueError(f"layers_per_block={layers} of the UNet must be one number for a single file.")
+        raise OptionError(f"layers_per_block={layers} of the UNet must be one number for a single file.")
     with_attention = {name.split(".attentions")[0] for name in names if ".attentions" in name}
 
     def layer(kind: str, rest: str) -> str | None:
@@ -142,11 +144,11 @@ def openclip_weights(weights: Weights) -> Weights:
 def _renamed(prefix: str, weights: Weights, rename: Callable[[str], str | None] = str) -> Weights:
     names = {name: rename(name) for name in weights}
     if unknown := [name for name, new in names.items() if new is None]:
-        raise ValueError(
+        raise OptionError(
             f"{unknown[0]} and {len(unknown) - 1} more weights have no name in the single-file layout, which is that "
             "of Stable Diffusion 1, 2 and SDXL. Load the folder with diffusers instead."
         )
-    return {prefix + new: weights[name] for name, new in names.items()}
+    return {f"{prefix}{new}": weights[name] for name, new in names.items()}
 
 
 def _replaced(name: str, parts: Mapping[str, str]) -> str:

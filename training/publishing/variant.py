@@ -1,40 +1,47 @@
 """Half-precision copies of the published weights, beside the full ones, as diffusers' variant files."""
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 
-from training.publishing.layout import INDEX, PublishError, is_component_file
+from training.publishing.layout import INDEX, PublishError
+from training.publishing.published_folder import files_to_keep, published_files
+from training.publishing.replacement import replacing_student
 
 VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def check_variant(folder: str | Path, variant: str) -> None:
+    """Refuse a folder that no variant can be added to.
+
+    Raises:
+        PublishError: the folder holds a LoRA alone, whose file is small anyway, or was not written by training.
+    """
+    folder = Path(folder)
+    if not (folder / INDEX).is_file():
+        raise PublishError(f"--variant got {variant!r}: {folder} holds no full model, only a LoRA; leave the flag out")
+    files_to_keep(folder)
 
 
 def add_variant(folder: str | Path, variant: str) -> list[str]:
     """Write `*.fp16.safetensors` (or bf16) beside each component's weights. Returns the new files' relative paths.
 
-    Read back as `from_pretrained(repo, variant="fp16", torch_dtype=torch.float16)`. Configs are left as they are.
+    Read back as `from_pretrained(repo, variant="fp16", torch_dtype=torch.float16)`. Configs are left as they are. All
+    files come in one replacement: killed at any moment, the folder has the whole variant or none of it.
 
     Raises:
-        PublishError: the folder holds a LoRA alone, whose file is small anyway.
+        PublishError: see `check_variant`; or the folder is not whole, or cannot be written to.
     """
     folder = Path(folder)
-    if not (folder / INDEX).is_file():
-        raise PublishError(f"--variant got {variant!r}: {folder} holds no full model, only a LoRA; leave the flag out")
-    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=VARIANTS[variant], local_files_only=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".variant-") as scratch:
-        pipeline.save_pretrained(scratch, variant=variant)
-        new = [p.relative_to(scratch) for p in Path(scratch).glob(f"*/*.{variant}*")]
-        for name in new:
-            shutil.move(Path(scratch, name), folder / name)
-    return sorted(name.as_posix() for name in new)
-
-
-def remove_variants(folder: str | Path) -> None:
-    """Delete the variant files of an earlier student, which would otherwise be published beside the new weights."""
-    for variant in VARIANTS:
-        for path in Path(folder).glob(f"*/*.{variant}*"):
-            if is_component_file(path.name):
+    check_variant(folder, variant)
+    published_files(folder)  # never a half-precision copy of damaged weights
+    kept = {name: entry for name, entry in files_to_keep(folder).items() if f".{variant}" not in name}
+    with replacing_student(folder, added_to=kept) as stage:
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=VARIANTS[variant], local_files_only=True)
+        pipeline.save_pretrained(stage, variant=variant)
+        new = [path.relative_to(stage).as_posix() for path in stage.glob(f"*/*.{variant}*")]
+        for path in stage.rglob("*"):
+            if path.is_file() and path.relative_to(stage).as_posix() not in new:
                 path.unlink()
+    return sorted(new)

@@ -4,15 +4,22 @@ import pytest
 import torch
 
 from evaluation.errors import EvaluationError
-from evaluation.preference.judge import rewards, vote_by_reward
-from evaluation.preference.store import Store, read_votes
-from evaluation.preference.summary import count_checks, counted_votes, markdown, summarize
+from evaluation.preference.reward_model import score_images, vote_by_reward
+from evaluation.preference.store import Store
+from evaluation.preference.summary import (
+    count_checks,
+    counted_votes,
+    describe_voters,
+    preference_markdown,
+    summarize,
+)
+from evaluation.preference.votes import read_votes
 from tests.evaluation.run_folders import PROMPTS, make_run
 
 
-def vote(winner, loser, question="quality", voter="ann", judge=False):
+def vote(winner, loser, question="quality", voter="ann", judge=False, tie=False):
     return {"voter": voter, "judge": judge, "question": question, "prompt": 0, "is_check": False, "passed": None,
-            "winner": winner, "loser": loser}  # fmt: skip
+            "participant": None, "tie": tie, "winner": winner, "loser": loser}  # fmt: skip
 
 
 def check(passed, voter="ann"):
@@ -47,11 +54,32 @@ def test_elo_is_the_mean_of_both_questions():
 
 def test_tables_rank_and_give_shares():
     votes = [vote("b", "a")] * 3 + [vote("a", "b")] + [vote("c", "a")]
-    text = markdown(summarize(votes, ["a", "b", "c"], rounds=5, seed=0))
+    text = preference_markdown(summarize(votes, ["a", "b", "c"], rounds=5, seed=0))
     ranks = [line.split("|")[1].strip() for line in text.splitlines()[2:5]]
     assert ranks == ["b", "c", "a"]
-    assert "| quality | a | b | 25.0% | 4.6% to 69.9% | 4 |" in text
+    assert "| quality | a | b | 25.0% | 4.6% to 69.9% | 0 | 4 |" in text
     assert "| quality | b | c |" not in text  # they never met
+
+
+def test_ties_leave_the_win_rate_to_the_decided_votes():
+    """Of three votes on a pair one is a tie; a pair with ties only has no win rate; ELO counts half a game."""
+    votes = [vote("b", "a"), vote("b", "a"), vote("a", "b", tie=True), vote("a", "c", tie=True)]
+    summary = summarize(votes, ["a", "b", "c"], rounds=5, seed=0)
+    text = preference_markdown(summary)
+    assert "| quality | a | b | 0.0% | 0.0% to 65.8% | 1 | 3 |" in text
+    assert "| quality | a | c | - | - | 1 | 1 |" in text
+    assert summary["elo"]["b"]["mean"] > summary["elo"]["c"]["mean"] > summary["elo"]["a"]["mean"]
+
+
+def test_names_are_plain_text_in_the_tables():
+    text = preference_markdown(summarize([vote("<img src=x>", "a|b")], ["<img src=x>", "a|b"], rounds=2, seed=0))
+    assert "<img" not in text
+    assert "a\\|b" in text
+
+
+def test_inattentive_voters_are_named_as_the_platform_knows_them():
+    votes = [vote("a", "b", voter="1f"), vote("a", "b", voter="2e") | {"participant": "bob"}]
+    assert describe_voters(votes, ["2e", "1f"]) == ["1f", "2e (bob)"]
 
 
 def test_the_judge_prefers_the_larger_reward_and_leaves_ties(tmp_path):
@@ -77,7 +105,7 @@ def test_rewards_are_of_the_right_image_and_prompt(tmp_path):
             return torch.tensor([[float(len(text)), 0.0] for text in texts])
 
     dark, bright = (make_run(tmp_path / str(value), value, images_per_prompt=2) for value in (50, 200))
-    low, high = (rewards(Stub(), run, 5, batch_size=2) for run in (dark, bright))
+    low, high = (score_images(Stub(), run, 5, batch_size=2) for run in (dark, bright))
     assert low.shape == high.shape == (5,)
     assert (low < high).all()
     assert len(PROMPTS) > 5

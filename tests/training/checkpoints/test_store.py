@@ -8,8 +8,9 @@ import pickle
 import pytest
 import torch
 
-from tests.training.checkpoints import assert_content, names, save
+from tests.training.checkpoints.writers import assert_content, names, save
 from training.checkpoints import store as checkpoint
+from training.checkpoints.manifest import to_json, verify_manifest
 from training.checkpoints.store import (
     CheckpointError,
     configuration_difference,
@@ -96,7 +97,7 @@ def test_one_flipped_bit(tmp_path, name):
     for position in range(len(whole)):
         flip(path / name, whole, 8 * position + position % 8)
         with pytest.raises(CheckpointError):
-            checkpoint.verify_manifest(path)
+            verify_manifest(path)
     (path / name).write_bytes(whole)
     assert_content(path, 1)
 
@@ -108,13 +109,63 @@ def test_every_bit_of_the_manifest(tmp_path):
     for bit in range(8 * len(whole)):
         flip(path / "manifest.json", whole, bit)
         with pytest.raises(CheckpointError):
-            checkpoint.verify_manifest(path)
+            verify_manifest(path)
 
 
 def flip(path, whole, bit):
     changed = bytearray(whole)
     changed[bit // 8] ^= 1 << bit % 8
     path.write_bytes(changed)
+
+
+@pytest.mark.parametrize("with_file", [False, True])
+@pytest.mark.parametrize("lost", ["state.json", "student.safetensors", "ema.safetensors"])
+def test_entry_removed_from_the_manifest(tmp_path, caplog, lost, with_file):
+    """Alone or with the file itself: an error that names it, and "latest" takes the previous checkpoint."""
+    previous, path = save(tmp_path, 1), save(tmp_path, 2)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest[lost]
+    (path / "manifest.json").write_text(to_json(manifest))
+    if with_file:
+        (path / lost).unlink()
+    with pytest.raises(CheckpointError, match=rf"manifest\.json .*does not name {lost}"):
+        load_checkpoint(path)
+    assert find_checkpoint(tmp_path, "latest") == previous
+    assert "checkpoint-2 is passed over" in caplog.text
+
+
+def write_with_manifest(path, name, data):
+    """Damage with a manifest to match."""
+    (path / name).write_bytes(data)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (path / "manifest.json").write_text(to_json(manifest))
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"state": {}}', '{"state": [], "step": 2}', '{"state": {}, "step": "2"}', "7", "[" * 100_000,
+                '{"state": {}, "step": 2, "groups": 3}', '{"state": {}, "step": 2, "groups": [["student"]]}']
+)  # fmt: skip
+def test_state_of_another_form(tmp_path, caplog, content):
+    """Valid by the manifest, yet not what is written there: the same fall-back, never another exception."""
+    previous, path = save(tmp_path, 1), save(tmp_path, 2)
+    write_with_manifest(path, "state.json", content.encode())
+    with pytest.raises(CheckpointError, match="checkpoint-2"):
+        load_checkpoint(path)
+    assert find_checkpoint(tmp_path, "latest") == previous
+
+
+def test_checkpoint_of_an_earlier_version(tmp_path):
+    """Its state has no list of groups: it loads, and a lost entry shows by the file that is left."""
+    previous, path = save(tmp_path, 1), save(tmp_path, 2)
+    content = json.loads((path / "state.json").read_text())
+    del content["groups"]
+    write_with_manifest(path, "state.json", json.dumps(content).encode())
+    assert_content(find_checkpoint(tmp_path, "latest"), 2)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["ema.safetensors"]
+    (path / "manifest.json").write_text(to_json(manifest))
+    assert find_checkpoint(tmp_path, "latest") == previous
 
 
 def test_all_checkpoints_damaged(tmp_path):
@@ -159,11 +210,11 @@ def test_planted_pickle_is_never_executed(tmp_path):
     (path / "student.safetensors").write_bytes(planted)
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["student.safetensors"] = {"bytes": len(planted), "sha256": hashlib.sha256(planted).hexdigest()}
-    (path / "manifest.json").write_text(checkpoint.to_json(manifest))
+    (path / "manifest.json").write_text(to_json(manifest))
     with pytest.raises(CheckpointError, match="checkpoint-1 cannot be read"):
         load_checkpoint(path)
     manifest["../optimizer.bin"] = manifest.pop("student.safetensors")
-    (path / "manifest.json").write_text(checkpoint.to_json(manifest))
+    (path / "manifest.json").write_text(to_json(manifest))
     with pytest.raises(CheckpointError, match=r"manifest\.json is damaged, or not this program's"):
         load_checkpoint(path)
     assert not mark.exists()
@@ -206,6 +257,17 @@ def test_prune_leaves_what_is_not_ours(tmp_path):
     ]
     save(tmp_path, 5, total_limit=2)
     assert "checkpoint-2" not in names(tmp_path)
+
+
+def test_replaced_folder_that_is_not_ours_stays(tmp_path):
+    """Another program's checkpoint of the same name, with a `manifest.json` of its own, is set aside and kept."""
+    other = tmp_path / "checkpoint-2"
+    other.mkdir()
+    (other / "manifest.json").write_text('{"model": "theirs"}')
+    save(tmp_path, 2)
+    save(tmp_path, 3, total_limit=1)
+    [kept] = [path for path in tmp_path.iterdir() if path.name.startswith(".old-checkpoint-2-")]
+    assert (kept / "manifest.json").read_text() == '{"model": "theirs"}'
 
 
 def test_prune_only_after_a_verified_save(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.checkpoints import assert_content, names, save
+from tests.training.checkpoints.writers import assert_content, names, save
 from training.checkpoints import store as checkpoint
 from training.checkpoints.store import (
     CheckpointError,

@@ -8,12 +8,14 @@ from itertools import islice
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from tests.training.image_rows import folder, load, number_of, picture, reader, take
 
+from tests.training.data.image_rows import folder, load, number_of, picture, reader, take
 from training.data.dataset import ImageTextDataset, collate, load_image_text_dataset, make_dataloader
+from training.data.errors import DataError
 from training.data.order import GlobalBatchSampler, SampleKey
 from training.data.reader import MAX_REPLACED, SampleReader, UnusableSample, choose_caption
 
@@ -38,11 +40,11 @@ def test_held_out_split_is_not_trained_on(tmp_path, caplog):
     """A folder with train/ and test/: only train/ is read, and the log says so; `split` chooses the other."""
     folder(tmp_path / "set" / "train", {f"{i}.png": picture(i) for i in range(4)})
     folder(tmp_path / "set" / "test", {"9.png": picture(9)}, ["held out"])
-    with caplog.at_level(logging.INFO, logger="training.data.dataset"):
+    with caplog.at_level(logging.INFO, logger="training.data.sources"):
         assert len(load(tmp_path / "set", tmp_path)) == 4
     assert "split 'train' of train, test" in caplog.text
     assert load(tmp_path / "set", tmp_path, split="test")["text"][:] == ["held out"]
-    with pytest.raises(ValueError, match=r"--train_data_dir .* no split 'validation', only: train, test"):
+    with pytest.raises(DataError, match=r"--dataset_split validation: --train_data_dir .* only: train, test; pass"):
         load(tmp_path / "set", tmp_path, split="validation")
 
 
@@ -50,19 +52,19 @@ def test_held_out_split_is_not_trained_on(tmp_path, caplog):
 def test_wrong_column_names_flag_value_and_columns(tmp_path, streaming):
     """The message can be acted on without opening the data."""
     path = folder(tmp_path / "set", {"0.png": picture(0)})
-    with pytest.raises(ValueError, match=r"--caption_column prompt: .*only: image, text, score; captions stand in"):
+    with pytest.raises(DataError, match=r"--caption_column prompt: .*only: image, text, score; pass .*column text$"):
         load(path, tmp_path, caption_column="prompt", streaming=streaming)
-    with pytest.raises(ValueError, match=r"--image_column photo: .*only: image, text, score"):
+    with pytest.raises(DataError, match=r"--image_column photo: .*only: image, text, score; pass .*column image$"):
         load(path, tmp_path, image_column="photo", streaming=streaming)
 
 
 def test_nothing_to_load(tmp_path):
     """Neither flag, no such folder, an impossible number."""
-    with pytest.raises(ValueError, match="--dataset_name or --train_data_dir"):
+    with pytest.raises(DataError, match="--dataset_name or --train_data_dir"):
         load_image_text_dataset()
-    with pytest.raises(ValueError, match=r"--train_data_dir .*nowhere: no such folder"):
+    with pytest.raises(DataError, match=r"--train_data_dir .*nowhere: there is no such folder"):
         load(tmp_path / "nowhere", tmp_path)
-    with pytest.raises(ValueError, match="--max_train_samples is 0"):
+    with pytest.raises(DataError, match="--max_train_samples is 0"):
         load(tmp_path, tmp_path, max_train_samples=0)
 
 
@@ -104,7 +106,7 @@ def test_sample(tmp_path):
     assert sample["pixels"][0].eq(-0.6).all()
     assert sample["pixels"][1:].eq(-1).all()
     expected = {"caption": "caption 0", "sample_id": 0, "position": 31, "replaced": 0, "original_size": (10, 12),
-                "crop_top_left": (0, 0), "target_size": (8, 8)}  # fmt: skip
+                "crop_top_left": (0, 0), "target_size": (8, 8), "enlarged": False}  # fmt: skip
     assert {k: v for k, v in sample.items() if k != "pixels"} == expected
 
 
@@ -130,9 +132,9 @@ def test_randomness_is_a_function_of_seed_epoch_and_index(tmp_path):
         assert False in same
 
 
-@pytest.mark.parametrize("cell", [None, "", " \n", 7, [], ["", None], {"en": "a cat"}, b"bytes"])
+@pytest.mark.parametrize("cell", [None, "", " \n", 7, [], ["", None], {"en": "a cat"}, b"bytes", "half \ud83d"])
 def test_missing_captions(cell):
-    """Nothing that could be trained on: said with what stands there."""
+    """Nothing that could be trained on: the message shows the cell."""
     with pytest.raises(UnusableSample, match="no caption"):
         choose_caption(cell, torch.Generator())
 
@@ -168,9 +170,10 @@ def test_all_rows_unusable(tmp_path, workers):
     """An error that names rows, files, reasons and flags; no endless search, in worker processes either."""
     rows = load(folder(tmp_path / "set", {f"{i}.png": b"junk" for i in range(6)}), tmp_path)
     with pytest.raises(
-        RuntimeError, match=r"6 samples in a row.*[0-5] \(\S+[0-5]\.png: Unidentified.*--image_column"
+        DataError, match=r"^--image_column image .*6 samples in a row.*[0-5] \(\S+[0-5]\.png: Unidentified"
     ) as error:
         take(1, rows, workers=workers)
+    assert "\n" not in str(error.value)  # torch puts a worker's traceback before the message
     traceback.clear_frames(error.tb)  # else the workers live until some later garbage collection
 
 
@@ -183,7 +186,7 @@ def test_replacement_is_capped():
         if bad < MAX_REPLACED:
             assert data[SampleKey(0, 0, 0)]["replaced"] == bad
         else:
-            with pytest.raises(RuntimeError, match="100 samples in a row"):
+            with pytest.raises(DataError, match="100 samples in a row"):
                 data[SampleKey(0, 0, 0)]
 
 
@@ -199,6 +202,34 @@ def test_collate(ten):
     assert batch["crop_top_left"].tolist() == [[0, 0]] * 3
     assert batch["target_size"].tolist() == [[8, 8]] * 3
     assert batch["replaced"] == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_enlarged_images_are_counted_and_warned_of_once(tmp_path, caplog, workers):
+    """Two of five have a short side below 8 pixels; the batch counts them, and the first epoch ends in one warning."""
+    sizes = [(8, 8), (90, 7), (9, 8), (7, 90), (8, 30)]
+    rows = load(folder(tmp_path / "set", {f"{i}.png": picture(i, size=s) for i, s in enumerate(sizes)}), tmp_path)
+    for rank, warnings in ((1, 0), (0, 1)):
+        loader = make_dataloader(rows, reader(), batch_size=1, rank=rank, world_size=1 + rank, num_workers=workers)
+        batches = list(islice(loader, 15))
+        assert {(int(b["sample_ids"]), b["enlarged"]) for b in batches} == {(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)}
+        assert caplog.text.count("2 of the first 5 images (40 %) are smaller than --resolution 8") == warnings
+
+
+def test_no_warning_where_nothing_is_enlarged(ten, caplog):
+    take(12, ten)
+    assert "smaller" not in caplog.text
+
+
+def test_a_row_that_cannot_be_read(ten):
+    """Text in a parquet file that is not UTF-8 is an error of reading the row: replaced, not the end of the run."""
+    data = ImageTextDataset(ten, reader())
+    bad = pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff"))
+    table = ten.data.table.slice(0, 1).set_column(1, "text", bad)
+    data.rows = datasets.concatenate_datasets([datasets.Dataset(table, ten.info), ten.select(range(1, 10))])
+    with pytest.raises(UnicodeDecodeError):
+        data.rows[0]
+    assert (number_of(data[SampleKey(0, 0, 0)]), data[SampleKey(0, 0, 0)]["replaced"]) == (1, 1)
 
 
 # --- batches of a data set -------------------------------------------------------------------------------------------
@@ -248,5 +279,5 @@ def test_loader_leaves_the_random_state_alone(ten):
 
 def test_set_smaller_than_the_global_batch(ten):
     """Refused when the loader is made, before any process waits for another."""
-    with pytest.raises(ValueError, match="10 samples, fewer than one batch of all processes"):
+    with pytest.raises(DataError, match="10 samples, fewer than one batch of all processes"):
         make_dataloader(ten, reader(), batch_size=6, rank=1, world_size=2)

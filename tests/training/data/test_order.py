@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from distillation.noise import derive_seed
+from training.data.errors import DataError
 from training.data.order import GlobalBatchSampler, SampleKey, epoch_order
 
 
@@ -77,10 +78,8 @@ def test_seeds_are_unrelated():
 
 
 def test_set_smaller_than_the_global_batch():
-    """Refused with the numbers and the mend: some sample would be twice in one batch of one epoch."""
-    with pytest.raises(
-        ValueError, match=r"7 samples.*--train_batch_size 4 x 2 processes = 8.*lower --train_batch_size"
-    ):
+    """Refused with the numbers and the fix: some sample would be twice in one batch of one epoch."""
+    with pytest.raises(DataError, match=r"7 samples.*--train_batch_size 4 x 2 processes = 8.*lower --train_batch_size"):
         GlobalBatchSampler(7, 4, 0, 2, seed=0)
     assert len(next(iter(GlobalBatchSampler(8, 4, 1, 2, seed=0)))) == 4
 

@@ -5,9 +5,10 @@ import traceback
 import datasets
 import pytest
 import torch
-from tests.training.image_rows import folder, load, number_of, picture, reader, take
 
+from tests.training.data.image_rows import folder, load, number_of, picture, reader, take
 from training.data.dataset import make_dataloader
+from training.data.errors import DataError
 from training.data.reader import MAX_REPLACED
 from training.data.streams import StreamingImageTextDataset
 
@@ -88,14 +89,14 @@ def test_unusable_rows_are_replaced_by_the_next():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_rows_unusable(workers):
     """An error after the cap, across epochs, and no hang."""
-    with pytest.raises(RuntimeError, match=f"{MAX_REPLACED} samples in a row.*--caption_column text") as error:
+    with pytest.raises(DataError, match=f"--caption_column text: {MAX_REPLACED} samples in a row") as error:
         take(1, stream(2, bad=range(5), count=5), workers=workers)
     traceback.clear_frames(error.tb)  # else the workers live until some later garbage collection
 
 
 def test_rank_without_rows():
     """Two rows cannot feed three ranks: an error where the third would wait for ever."""
-    with pytest.raises(RuntimeError, match=r"process 2 of 3 gets no rows: use fewer processes"):
+    with pytest.raises(DataError, match=r"process 2 of 3 gets no rows: use fewer processes"):
         take(1, stream(1, count=2), ranks=3)
 
 
@@ -118,7 +119,7 @@ def test_more_workers_than_shards(caplog):
 
 def test_resume_needs_whole_batches():
     """A position that this batch size and number of ranks cannot have reached."""
-    with pytest.raises(ValueError, match=r"cannot resume at sample 6 with batches of 4 \(--train_batch_size 2 x 2"):
+    with pytest.raises(DataError, match=r"cannot resume at sample 6 with batches of 4 \(--train_batch_size 2 x 2"):
         make_dataloader(stream(2), reader(), batch_size=2, world_size=2, start_position=6)
 
 

@@ -1,7 +1,10 @@
 """The cache of latents and embeddings: the same numbers as online, and never those of something else."""
 
 import json
+import subprocess
+import sys
 from functools import partialmethod
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,14 +13,17 @@ from safetensors.torch import load_file
 
 import train_add
 from tests import tiny_world
-from tests.trainers import make_batches, make_trainer
-from training.encoding import cache_writer
+from tests.runs import make_batches, prepare_run
+from training.checkpoints.folder_lock import LOCK, FolderInUse
+from training.encoding import cache_arrays, cache_writer
 from training.encoding.cache import FINGERPRINT
+from training.encoding.cache_arrays import CacheError
 from training.encoding.embeddings import OnlineEmbeddings
 from training.errors import OptionError
 from training.models.families import Family, StableDiffusion, StableDiffusionXL
 from training.models.networks import load_conditions
 
+ROOT = Path(__file__).parents[3]
 CROP = ("--center_crop",)
 
 
@@ -32,7 +38,7 @@ def test_cached_batch_is_the_online_batch(request, tmp_path, layout):
     family = StableDiffusion if layout == "sd" else StableDiffusionXL
     flags = ("--teacher_guidance_scale", 2, "--student_timestep_probabilities", 0.5, 0.5, 0, 0)
     online, stored = (
-        make_batches(make_trainer(world, tmp_path / "out", *flags, *extra, family=family), count=3)
+        make_batches(prepare_run(world, tmp_path / "out", *flags, *extra, family=family), count=3)
         for extra in (CROP, cached(tmp_path / "cache"))
     )
 
@@ -64,11 +70,11 @@ def test_no_encoder_runs_once_the_cache_is_there(world, tmp_path, monkeypatch):
 
 def test_validation_works_beside_a_cache(world, tmp_path):
     """The text encoders wait in main memory, and are there when a prompt is typed."""
-    for _ in range(2):
+    for name in "ab":
         train_add.main(
-            tiny_world.flags(world, tmp_path / "out", *cached(tmp_path / "c"), "--validation_prompts", "one more")
+            tiny_world.flags(world, tmp_path / name, *cached(tmp_path / "c"), "--validation_prompts", "one more")
         )
-    assert (tmp_path / "out/validation/step-2.png").is_file()
+        assert (tmp_path / name / "validation/step-2.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +94,7 @@ def test_validation_works_beside_a_cache(world, tmp_path):
 def test_stale_cache_is_refused_before_anything_is_loaded(world, tmp_path, extra, what, monkeypatch):
     import shutil
 
-    make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     places = {name: tmp_path / name for name in ("data", "vae", "scaling", "text")}
     tiny_world.write_images(places["data"], 24)
     for name in ("vae", "scaling", "text"):
@@ -102,7 +108,7 @@ def test_stale_cache_is_refused_before_anything_is_loaded(world, tmp_path, extra
     for part in ("load_unet", "load_vae", "load_text_encoders"):
         monkeypatch.setattr(StableDiffusion, part, lambda *a: pytest.fail("weights were loaded"))
     with pytest.raises(OptionError, match=f"--cache_dir_latents got .*{what}.*Name another folder"):
-        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"), *extra)
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"), *extra)
 
 
 def flip_last_bit(path):
@@ -128,52 +134,121 @@ def test_interrupted_cache_goes_on_where_it_was(world, tmp_path, monkeypatch, pa
         encoded.append(len(args[-1]))
         return original(self, *args)
 
-    make_trainer(world, tmp_path / "out", *cached(tmp_path / "whole"))
+    prepare_run(world, tmp_path / "out", *cached(tmp_path / "whole"))
     monkeypatch.setattr(OnlineEmbeddings, part, partialmethod(encode, stop=3))  # the first one is for the shapes
     with pytest.raises(Stopped):
-        make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     assert not (tmp_path / "cache" / FINGERPRINT).exists()
     assert encoded == [1, 2, 2]
     encoded.clear()
     monkeypatch.setattr(OnlineEmbeddings, part, partialmethod(encode))
-    make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     assert encoded == [2] * ((12 if part == "latents" else 4) - 2)
     files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*"))
-    assert len(files) == 7
+    files.remove(Path(LOCK))
+    assert len(files) == 12  # five arrays with their checksums, the captions, the fingerprint
     for file in files:
         assert (tmp_path / "cache" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("spoil", ["resolution", "cut"])
-def test_unfinished_cache_is_refused_if_it_is_anothers_and_begun_again_if_cut_short(
-    world, tmp_path, monkeypatch, spoil
-):
+def test_unfinished_cache_of_something_else_is_refused(world, tmp_path, monkeypatch):
+    """Another resolution, or a fingerprint that cannot be read: nothing in the folder is changed."""
+
     def stop(*_):
         raise Stopped
 
     with monkeypatch.context() as patch:
         patch.setattr(OnlineEmbeddings, "c_text", stop)
         with pytest.raises(Stopped):
-            make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
+            prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     part, array = tmp_path / "cache" / cache_writer.UNFINISHED, tmp_path / "cache/images/mean.npy"
     text = part.read_text()
     array.write_bytes(b"old")
-    if spoil == "resolution":
-        part.write_text(text.replace('"resolution": 32', '"resolution": 64'))
-        with pytest.raises(OptionError, match="resolution: 64 -> 32"):
-            make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"))
-        assert array.read_bytes() == b"old"
+    part.write_text(text.replace('"resolution": 32', '"resolution": 64'))
+    with pytest.raises(OptionError, match="resolution: 64 -> 32"):
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    part.write_text(text[:40])
+    with pytest.raises(OptionError, match=r"not empty and holds no cache \(captions.*nothing in it was changed"):
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    assert array.read_bytes() == b"old"
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("fingerprint", [None, "fingerprint.json", "fingerprint.json.part"])
+def test_folder_of_something_else_is_refused_and_left_alone(world, tmp_path, fingerprint):
+    """A folder whose parts are named as a cache's, even with a file of the fingerprint's name."""
+    folder = tmp_path / "mydata"
+    for part in ("images", "captions"):
+        (folder / part).mkdir(parents=True)
+        for i in range(12):
+            (folder / part / f"{i}.npy").write_bytes(b"mine")
+    if fingerprint:
+        (folder / fingerprint).write_text('{"whose": "mine"}')
+    before = content(folder)
+    with pytest.raises(OptionError, match=r"--cache_dir_latents got '.*mydata', which is not empty and holds no cache"):
+        prepare_run(world, tmp_path / "out", *cached(folder))
+    assert content(folder) == before
+    with pytest.raises(OptionError, match="this is a file; name a folder"):
+        cache_writer.check_cache_folder(folder / "images" / "1.npy")
+
+
+def test_empty_folder_may_become_a_cache(world, tmp_path):
+    (tmp_path / "cache").mkdir()
+    prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    assert (tmp_path / "cache" / FINGERPRINT).is_file()
+
+
+def test_cache_that_another_run_is_making_is_refused(world, tmp_path):
+    """A new one is made by one run at a time; a finished one is read by as many as like."""
+    code = (
+        "import sys; from training.checkpoints.folder_lock import lock_folder\n"
+        "held = lock_folder(sys.argv[1], 'x'); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        other.stdout.readline()
+        with pytest.raises(FolderInUse, match=r"--cache_dir_latents got .*another process writes into this folder"):
+            prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
+        assert [path.name for path in (tmp_path / "cache").iterdir()] == [LOCK]
+        other.communicate()
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
+        other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+        other.stdout.readline()
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    finally:
+        other.communicate()
+
+
+@pytest.mark.parametrize("is_small", [True, False])
+def test_damage_is_noticed(world, tmp_path, monkeypatch, is_small):
+    """Zeroed bytes, when a small cache is opened and when a row of a large one is read; cut files at once."""
+    monkeypatch.setattr(cache_arrays, "CHECKED_WHOLE", 2**30 if is_small else 0)
+    prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
+    file = tmp_path / "cache/images/mean.npy"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:128] + bytes(64) + whole[192:])  # in row 0
+    damaged = pytest.raises(CacheError, match=r"mean\.npy is damaged: row 0 is not what was written\. Remove")
+    if is_small:
+        with damaged:
+            prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     else:
-        part.write_text(text[:40])
-        batch = make_batches(make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache")))[0]
-        assert batch.z0[0].shape == (4, 4, 8, 8)
-        assert batch.c.norm(dim=1).min() > 0.9
+        prepared = prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
+        prepared.embeddings.latents(None, torch.tensor([1, 2]))
+        with damaged:
+            prepared.embeddings.latents(None, torch.tensor([1, 0]))
+    file.write_bytes(whole[:-5])
+    with pytest.raises(CacheError, match=r"mean\.npy is damaged"):
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
 
 
 def test_workers_read_the_images(world, tmp_path):
     """The same cache, whoever reads."""
     for name, workers in (("a", 0), ("b", 2)):
-        make_trainer(world, tmp_path / "out", *cached(tmp_path / name), "--dataloader_num_workers", workers)
+        prepare_run(world, tmp_path / "out", *cached(tmp_path / name), "--dataloader_num_workers", workers)
     for file in ("mean.npy", "std.npy", "c.npy"):
         assert (tmp_path / "a/images" / file).read_bytes() == (tmp_path / "b/images" / file).read_bytes()
 
@@ -187,17 +262,17 @@ def test_damaged_image_has_the_latents_of_its_replacement(world, tmp_path):
     (data / "003.png").write_bytes(b"not a picture")
     flags = ("--train_data_dir", data)
     online, stored = (
-        make_batches(make_trainer(world, tmp_path / "out", *flags, *extra), count=6)
+        make_batches(prepare_run(world, tmp_path / "out", *flags, *extra), count=6)
         for extra in (CROP, cached(tmp_path / "cache"))
     )
     for a, b in zip(online, stored):
-        assert torch.allclose(a.z0[0], b.z0[0], atol=1e-5)
+        assert torch.allclose(a.z0_moments[0], b.z0_moments[0], atol=1e-5)
 
 
 def test_conditions_that_are_off_are_not_in_the_cache(world, tmp_path):
     off = ("--discriminator_text_model", "none", "--discriminator_image_model", "none")
-    trainer = make_trainer(world, tmp_path / "out", *cached(tmp_path / "cache"), *off)
-    assert trainer.embeddings.condition_dim == 0
-    assert make_batches(trainer)[0].c is None
-    assert load_conditions(trainer.args, torch.device("cpu"), torch.float32) == (None, None)
-    assert isinstance(trainer.student_family, Family)
+    prepared = prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"), *off)
+    assert prepared.embeddings.condition_dim == 0
+    assert make_batches(prepared)[0].c is None
+    assert load_conditions(prepared.options, prepared.accelerator) == (None, None)
+    assert isinstance(prepared.family, Family)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from tests.runs import options_of
 from training.errors import OptionError
 from training.models.families import StableDiffusion, StableDiffusionXL, open_families
-from training.options.arguments import make_parser
 
 CAPTIONS = ["a handwritten seven", "a handwritten one, " * 30]
 
@@ -83,7 +83,7 @@ def test_other_autoencoder_takes_the_place_of_the_repos(sdxl_world, world):
 
 
 def arguments(*flags):
-    return make_parser("test").parse_args(["--pretrained_teacher_model", *map(str, flags)])
+    return options_of("--pretrained_teacher_model", *map(str, flags))
 
 
 def test_one_repo_is_one_family(world):
@@ -96,7 +96,7 @@ def test_one_repo_is_one_family(world):
     [
         (("{xl}",), "--pretrained_teacher_model got .* StableDiffusionXLPipeline.*use train_add_sdxl.py, or name"),
         (("{sd}", "--pretrained_student_model", "{xl}"), "--pretrained_student_model got .*use train_add_sdxl.py"),
-        (("{sd}/unet",), "no model_index.json of a diffusers pipeline"),
+        (("{sd}/unet",), "no file named model_index.json.*give the Hub id or folder of a diffusers pipeline"),
         (("nobody/nothing",), "--pretrained_teacher_model got 'nobody/nothing'"),
     ],
 )

@@ -19,22 +19,22 @@ import train_add
 import train_add_sdxl
 from pipelines import ADDPipeline
 from tests import tiny_world
-from tests.trainers import make_batches, make_trainer
+from tests.runs import make_batches, prepare_run
+from train_add import iteration
 from training.checkpoints.store import load_checkpoint
-from training.iteration import iterate
 from training.models.families import StableDiffusion, StableDiffusionXL
 
 LORA = ("--use_lora", "--lora_rank", 4)
-FAMILIES = {
+CASES = {
     "sd": ("world", StableDiffusion, StableDiffusionPipeline, train_add.main),
     "sdxl": ("sdxl_world", StableDiffusionXL, StableDiffusionXLPipeline, train_add_sdxl.main),
 }
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=CASES)
 def lora(request, tmp_path):
     """(world, family, stock pipeline class, main) of each family."""
-    world, *rest = FAMILIES[request.param]
+    world, *rest = CASES[request.param]
     return (request.getfixturevalue(world), *rest)
 
 
@@ -51,7 +51,7 @@ def test_teacher_is_the_students_base_and_there_is_one_copy(lora, tmp_path):
     world, family, *_ = lora
     gc.collect()
     before = {id(o) for o in gc.get_objects() if isinstance(o, UNet2DConditionModel)}
-    trainer = make_trainer(world, tmp_path / "out", *LORA, family=family)
+    prepared = prepare_run(world, tmp_path / "out", *LORA, family=family)
     gc.collect()
     unets = [o for o in gc.get_objects() if isinstance(o, UNet2DConditionModel) and id(o) not in before]
     assert len(unets) == 1
@@ -65,16 +65,16 @@ def test_teacher_is_the_students_base_and_there_is_one_copy(lora, tmp_path):
     )
     assert adapter > 0
     assert unets[0].num_parameters() == base + adapter
-    assert sum(p.numel() for p in trainer.state.trainable().values()) == adapter
-    assert len(trainer.state.updaters["student"].parameters) == len(trainer.state.trainable())
+    assert sum(p.numel() for p in prepared.players.trainable().values()) == adapter
+    assert len(prepared.players.updaters["student"].parameters) == len(prepared.players.trainable())
 
 
 def test_base_never_changes_and_the_adapter_does(lora, tmp_path):
     world, family, *_ = lora
-    trainer = make_trainer(world, tmp_path / "out", *LORA, family=family)
-    unet = trainer.networks.student
-    batch, *more = make_batches(trainer, count=3)
-    call = trainer.step.teacher.unet
+    prepared = prepare_run(world, tmp_path / "out", *LORA, family=family)
+    unet = prepared.networks.student
+    batch, *more = make_batches(prepared, count=3)
+    call = prepared.players.losses.teacher.unet
     with torch.no_grad():
         t = torch.tensor([500] * 4)
         x = torch.randn(4, 4, 8, 8)
@@ -82,7 +82,7 @@ def test_base_never_changes_and_the_adapter_does(lora, tmp_path):
         assert torch.equal(teacher, unet(x, t, **batch.condition).sample)  # B = 0 at first
     base = {n: p.clone() for n, p in unet.named_parameters() if not p.requires_grad}
     for b in (batch, *more):
-        iterate(trainer.step, [b], trainer.state.updaters, trainer.accelerator)
+        iteration(prepared.players, [b])
     assert all(torch.equal(p, base[n]) for n, p in unet.named_parameters() if n in base)
     with torch.no_grad():
         assert torch.equal(call(x, t, **batch.condition).sample, teacher)
@@ -92,12 +92,12 @@ def test_base_never_changes_and_the_adapter_does(lora, tmp_path):
 
 def test_adapter_is_back_after_a_teacher_that_failed(world, tmp_path):
     """And its weights are never marked as anything but trainable, not even while it is off."""
-    trainer = make_trainer(world, tmp_path / "out", *LORA)
-    unet, call = trainer.networks.student, trainer.step.teacher.unet
+    prepared = prepare_run(world, tmp_path / "out", *LORA)
+    unet, call = prepared.networks.student, prepared.players.losses.teacher.unet
     trainable = [p for p in unet.parameters() if p.requires_grad]
     for p in trainable:
         torch.nn.init.normal_(p, std=0.1)
-    batch = make_batches(trainer)[0]
+    batch = make_batches(prepared)[0]
     x, t = torch.randn(4, 4, 8, 8), torch.tensor([500] * 4)
     with torch.no_grad():
         student = unet(x, t, **batch.condition).sample
@@ -114,11 +114,11 @@ def test_adapter_is_back_after_a_teacher_that_failed(world, tmp_path):
 
 def test_teacher_call_between_forward_and_backward_leaves_the_gradient_alone(world, tmp_path):
     """The adapter is off while the teacher runs, and that is in the middle of the student's iteration."""
-    trainer = make_trainer(world, tmp_path / "out", *LORA, "--gradient_checkpointing")
-    unet, call = trainer.networks.student, trainer.step.teacher.unet
-    batch = make_batches(trainer)[0]
+    prepared = prepare_run(world, tmp_path / "out", *LORA, "--gradient_checkpointing")
+    unet, call = prepared.networks.student, prepared.players.losses.teacher.unet
+    batch = make_batches(prepared)[0]
     x, t = torch.randn(4, 4, 8, 8), torch.tensor([999] * 4)
-    for p in trainer.state.trainable().values():
+    for p in prepared.players.trainable().values():
         torch.nn.init.normal_(p, std=0.1)
     gradients = []
     for with_teacher in (False, True):
@@ -127,7 +127,7 @@ def test_teacher_call_between_forward_and_backward_leaves_the_gradient_alone(wor
             with torch.no_grad():
                 call(x, t, **batch.condition)
         loss.backward()
-        gradients.append([p.grad.clone() for p in trainer.state.trainable().values()])
+        gradients.append([p.grad.clone() for p in prepared.players.trainable().values()])
         unet.zero_grad(set_to_none=True)
     assert any(g.abs().sum() > 0 for g in gradients[0])
     assert all(torch.equal(a, b) for a, b in zip(*gradients))
@@ -138,8 +138,8 @@ def test_output_loads_into_the_stock_pipeline_and_another_fine_tune(lora, tmp_pa
     world, _, stock, main = lora
     out = tmp_path / "out"
     main(tiny_world.flags(world, out, *LORA, "--lora_alpha", 2, "--checkpointing_steps", 2))
-    files = {"README.md", "add_run.json", "checkpoint-2", "pytorch_lora_weights.safetensors", "scheduler"}
-    assert {p.name for p in out.iterdir()} == files
+    files = {"README.md", "add_run.json", "add_files.json", "checkpoint-2", "pytorch_lora_weights.safetensors"}
+    assert {p.name for p in out.iterdir() if not p.name.startswith(".")} == files | {"scheduler"}
     with safe_open(out / "pytorch_lora_weights.safetensors", "pt") as file:
         metadata = file.metadata()["lora_adapter_metadata"]
     assert '"unet.r": 4' in metadata
@@ -197,30 +197,30 @@ def test_killed_and_resumed_run_is_bit_equal_and_holds_the_adapter_alone(lora, t
 
 
 def test_base_in_half_precision_trains_float32_adapters(world, tmp_path):
-    trainer = make_trainer(world, tmp_path / "out", *LORA, "--mixed_precision", "bf16")
-    dtypes = {("lora_" in n): p.dtype for n, p in trainer.networks.student.named_parameters()}
+    prepared = prepare_run(world, tmp_path / "out", *LORA, "--mixed_precision", "bf16")
+    dtypes = {("lora_" in n): p.dtype for n, p in prepared.networks.student.named_parameters()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
 
 
 @pytest.mark.parametrize("precision", ["8bit", "4bit"])
 def test_adapter_on_a_quantized_base(world, tmp_path, precision):
     """QLoRA: the base has its linear maps in 8 or 4 bits and the adapter moves."""
-    trainer = make_trainer(
+    prepared = prepare_run(
         world, tmp_path / "out", *LORA, "--mixed_precision", "bf16", "--teacher_precision", precision
     )
-    unet = trainer.networks.student
+    unet = prepared.networks.student
     integers = [n for n, p in unet.named_parameters() if p.dtype in (torch.int8, torch.uint8)]
     assert integers
-    before = copy.deepcopy({n: p.detach().clone() for n, p in trainer.state.trainable().items()})
-    _, skipped = iterate(trainer.step, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
+    before = copy.deepcopy({n: p.detach().clone() for n, p in prepared.players.trainable().items()})
+    _, skipped = iteration(prepared.players, make_batches(prepared))
     assert skipped == 0
-    assert any(not torch.equal(p, before[n]) for n, p in trainer.state.trainable().items())
+    assert any(not torch.equal(p, before[n]) for n, p in prepared.players.trainable().items())
 
 
 def test_target_modules_that_are_not_there_are_refused(world, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train_add.main(tiny_world.flags(world, tmp_path / "out", *LORA, "--lora_target_modules", "to_nowhere"))
-    assert "--lora_target_modules got ['to_nowhere']" in capsys.readouterr().err
+    assert "--lora_target_modules got ('to_nowhere',)" in capsys.readouterr().err
 
 
 def test_folder_that_holds_a_whole_model_is_refused(world, capsys):

@@ -7,10 +7,9 @@ from diffusers import AutoencoderTiny
 import train_add
 from pipelines import ADDPipeline
 from tests import tiny_world
-from tests.trainers import make_batches, make_trainer
-from training.iteration import iterate
+from tests.runs import make_batches, options_of, prepare_run
+from train_add import iteration
 from training.models.quantization import quantize_linears
-from training.options.arguments import make_parser
 from training.options.memory_advice import advice
 
 
@@ -33,36 +32,38 @@ def bytes_of(network):
 @pytest.mark.parametrize("space", ["pixel", "latent"])
 def test_only_the_crop_is_decoded_and_judged(world, tmp_path, space):
     """Crop and halo go through the decoder; the discriminator sees the real image's same square."""
-    trainer = make_trainer(world, tmp_path / "out", "--decode_crop_size", 8, "--decode_crop_halo", 1,
+    prepared = prepare_run(world, tmp_path / "out", "--decode_crop_size", 8, "--decode_crop_halo", 1,
                            "--distillation_space", space, "--no_diffaugment")  # fmt: skip
-    batch = make_batches(trainer)[0]
+    batch = make_batches(prepared)[0]
     decoded, judged = [], []
-    trainer.networks.latents.vae.decoder.register_forward_hook(lambda m, i, o: decoded.append(o.shape[-2:]))
-    features = trainer.step.discriminator.features
-    trainer.step.discriminator.features = lambda images, *rest: judged.append(images) or features(images, *rest)
-    iterate(trainer.step, [batch], trainer.state.updaters, trainer.accelerator)
+    prepared.networks.latents.vae.decoder.register_forward_hook(lambda m, i, o: decoded.append(o.shape[-2:]))
+    features = prepared.players.losses.discriminator.features
+    prepared.players.losses.discriminator.features = lambda images, *rest: (
+        judged.append(images) or features(images, *rest)
+    )
+    iteration(prepared.players, [batch])
     assert len(decoded) == (2 if space == "pixel" else 1)
     assert all(max(shape) <= (2 + 2) * 4 for shape in decoded)
     real, fake = judged
     assert fake.shape == real.shape == (4, 3, 8, 8)
-    top, left = batch.window.top * 4, batch.window.left * 4
+    top, left = batch.decode_window.top * 4, batch.decode_window.left * 4
     assert torch.equal(real, batch.x0[..., top : top + 8, left : left + 8])
 
 
 def test_window_moves_from_iteration_to_iteration_and_is_the_batchs(world, tmp_path):
-    trainer = make_trainer(world, tmp_path / "out", "--decode_crop_size", 8)
-    from distillation.noise import draw_window
+    prepared = prepare_run(world, tmp_path / "out", "--decode_crop_size", 8)
+    from distillation.noise import draw_decode_window
 
-    places = {draw_window(0, i) for i in range(20)}
+    places = {draw_decode_window(0, i) for i in range(20)}
     assert len(places) == 20
-    assert make_batches(trainer)[0].window.size == 2
+    assert make_batches(prepared)[0].decode_window.size == 2
 
 
 def test_tiny_decoder_serves_the_losses_and_the_full_one_is_published(world, tiny_vae, tmp_path):
-    trainer = make_trainer(world, tmp_path / "trainer", "--pretrained_tiny_vae_model", tiny_vae)
-    decoder = trainer.networks.latents.vae.decoder
+    prepared = prepare_run(world, tmp_path / "prepared", "--pretrained_tiny_vae_model", tiny_vae)
+    decoder = prepared.networks.latents.vae.decoder
     decoder.register_forward_hook(lambda *_: pytest.fail("the full decoder ran"))
-    _, skipped = iterate(trainer.step, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
+    _, skipped = iteration(prepared.players, make_batches(prepared))
     assert skipped == 0
     train_add.main(tiny_world.flags(world, tmp_path / "out", "--pretrained_tiny_vae_model", tiny_vae))
     assert type(ADDPipeline.from_pretrained(tmp_path / "out").vae).__name__ == "AutoencoderKL"
@@ -85,22 +86,22 @@ def test_quantized_linears_compute_nearly_the_same_in_less_memory(bits, toleranc
 @pytest.mark.parametrize("precision", ["bf16", "8bit", "4bit"])
 def test_teacher_precision_is_the_teachers_alone(world, tmp_path, precision):
     """Student and losses stay in float32, and the target stays near the float32 teacher's."""
-    whole = make_trainer(world, tmp_path / "a")
-    low = make_trainer(world, tmp_path / "b", "--teacher_precision", precision)
+    whole = prepare_run(world, tmp_path / "a")
+    low = prepare_run(world, tmp_path / "b", "--teacher_precision", precision)
     assert low.networks.student.dtype == torch.float32
     assert bytes_of(low.networks.teacher) < 0.75 * bytes_of(whole.networks.teacher)
     batch = make_batches(whole)[0]
-    sample = whole.step.sample(batch)
-    a, b = (trainer.step.distillation(batch, sample).item() for trainer in (whole, low))
+    sample = whole.players.losses.sample(batch)
+    a, b = (prepared.players.losses.distillation(batch, sample).item() for prepared in (whole, low))
     assert a != b
     assert abs(a - b) < 0.1 * a
 
 
 def test_float32_teacher_in_a_half_precision_run(world, tmp_path):
-    trainer = make_trainer(world, tmp_path / "a", "--teacher_precision", "fp32", "--mixed_precision", "bf16")
+    prepared = prepare_run(world, tmp_path / "a", "--teacher_precision", "fp32", "--mixed_precision", "bf16")
     seen = []
-    trainer.networks.teacher.conv_out.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
-    iterate(trainer.step, make_batches(trainer), trainer.state.updaters, trainer.accelerator)
+    prepared.networks.teacher.conv_out.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    iteration(prepared.players, make_batches(prepared))
     assert seen == [torch.float32]
 
 
@@ -127,7 +128,7 @@ def out_of_memory(world, tmp_path, monkeypatch, capsys, *flags):
     def fail(*_):
         raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("training.loop.iterate", fail)
+    monkeypatch.setattr("train_add.iteration", fail)
     with pytest.raises(SystemExit) as ended:
         train_add.main(tiny_world.flags(world, tmp_path / "out", *flags))
     assert ended.value.code == 1
@@ -135,7 +136,7 @@ def out_of_memory(world, tmp_path, monkeypatch, capsys, *flags):
 
 
 def test_out_of_memory_names_what_saves_most(world, tmp_path, monkeypatch, capsys):
-    """Of what is not yet in use (reliability 21)."""
+    """Of what is not in use yet."""
     message = out_of_memory(world, tmp_path, monkeypatch, capsys)
     assert "tried to allocate 2.00 GiB" in message
     assert "first: --gradient_checkpointing (" in message
@@ -153,11 +154,9 @@ def test_out_of_memory_names_what_saves_most(world, tmp_path, monkeypatch, capsy
 
 def test_advice_names_flags_that_exist_and_ends():
     """With all of it in use it says so; each piece of advice begins with flags that the script takes."""
-    parser = make_parser("test")
-    args = parser.parse_args(["--pretrained_teacher_model", "x"])
-    flags = [text.split(" (")[0] for text in advice(args).split(": ", 1)[1].split("; ")]
-    parser.parse_args(["--pretrained_teacher_model", "x", *" ".join(flags).replace("DIR", "d").split()])
+    teacher = ("--pretrained_teacher_model", "x")
+    flags = [text.split(" (")[0] for text in advice(options_of(*teacher)).split(": ", 1)[1].split("; ")]
+    options_of(*teacher, *" ".join(flags).replace("DIR", "d").split())
     used = "--gradient_checkpointing --use_8bit_adam --train_batch_size 1 --cache_dir_latents d --use_lora"
     more = "--decode_crop_size 224 --distillation_space latent --teacher_precision 4bit"
-    args = parser.parse_args(["--pretrained_teacher_model", "x", *used.split(), *more.split()])
-    assert "all that saves memory is in use" in advice(args)
+    assert "every flag that saves memory is in use" in advice(options_of(*teacher, *used.split(), *more.split()))

@@ -1,13 +1,15 @@
 """The model card: what it says, what it keeps to itself, and whose it is."""
 
+import dataclasses
 import json
 import re
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
+from tests.runs import options_of
+from training.options import Options
 from training.publishing.card import is_untouched, make_card, refresh_card, set_license, write_card
 from training.publishing.layout import PublishError
 from training.publishing.license import inherited_license
@@ -18,27 +20,24 @@ SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 
 
 @pytest.fixture
-def arguments(tmp_path) -> Namespace:
-    """Of a run in `tmp_path`; the base's card is not at hand, since tests are offline."""
-    return Namespace(
-        pretrained_teacher_model=SD,
-        output_dir=str(tmp_path / "my-fox"),
-        hub_model_id=None,
-        hub_token="hf_secret",
-        train_data_dir=str(tmp_path),
-        dataset_name=None,
-        resolution=512,
-        learning_rate=1e-5,
-        validation_prompts=["a red fox", 'a "big" {{ castle }}'],
-        student_timesteps=[249, 499, 749, 999],
-        cache_dir="/somewhere/private",
-    )
+def arguments(tmp_path) -> Options:
+    """Of a run in `tmp_path`; the base's card is not available, since tests are offline."""
+    return options_of(
+        "--pretrained_teacher_model", SD, "--output_dir", tmp_path / "my-fox", "--hub_token", "hf_secret",
+        "--train_data_dir", tmp_path, "--learning_rate", 1e-5, "--cache_dir", "/somewhere/private",
+        "--validation_prompts", "a red fox", 'a "big" {{ castle }}',
+    )  # fmt: skip
+
+
+def changed(options, group, **values):
+    """`options` with other values in one group."""
+    return dataclasses.replace(options, **{group: dataclasses.replace(getattr(options, group), **values)})
 
 
 @pytest.fixture
 def folder(arguments) -> Path:
     """What is of interest to the card of a full model."""
-    folder = Path(arguments.output_dir)
+    folder = Path(arguments.output.output_dir)
     (folder / "scheduler").mkdir(parents=True)
     (folder / "scheduler" / "scheduler_config.json").write_text('{"_student_timesteps": [249, 499, 749, 999]}')
     (folder / "model_index.json").write_text("{}")
@@ -65,7 +64,8 @@ def test_metadata(arguments, folder):
 
 
 def test_metadata_of_sdxl_and_lora(arguments, folder):
-    arguments.pretrained_student_model, arguments.dataset_name = SDXL, "me/pictures"
+    arguments = changed(arguments, "models", pretrained_student_model=SDXL)
+    arguments = changed(arguments, "data", dataset_name="me/pictures", train_data_dir=None)
     (folder / "pytorch_lora_weights.safetensors").touch()
     data = written(arguments, folder, "StableDiffusionXLPipeline", base_model=SDXL).data
     assert (data.base_model, data.base_model_relation, data.license) == (SDXL, "adapter", "openrail++")
@@ -131,7 +131,7 @@ def test_measured_figures_come_with_their_command(arguments, folder):
     assert "| steps | FID | CLIP |\n| --- | --- | --- |\n| 1 | 20.6 | - |\n| 4 | 19.0 | 0.32 |" in text
     assert "```\npython -m evaluation x\n```" in text
     (folder / "measured.json").write_text('{"figures": []}')
-    with pytest.raises(PublishError, match=r"measured.json cannot be read \(KeyError: 'command'\). It holds"):
+    with pytest.raises(PublishError, match=r"measured.json cannot be read \(KeyError: 'command'\)\. It holds"):
         make_card(folder, "me/fox")
 
 
@@ -148,6 +148,54 @@ def test_seal(arguments, folder):
         text.rsplit("<!--", 1)[0],
     )
     assert not any(is_untouched(edit) for edit in edits)
+
+
+def test_seal_of_an_earlier_version(arguments, folder):
+    """The module has moved since; the cards that it wrote are ours still."""
+    written(arguments, folder)
+    text = (folder / "README.md").read_text()
+    assert "<!-- written by training/publishing/card.py; sha256" in text
+    assert is_untouched(text.replace("training/publishing/card.py", "training/card.py"))
+    assert not is_untouched(text.replace("training/publishing/card.py", "other/card.py"))
+
+
+@pytest.mark.parametrize(
+    ("known", "shown"), [([249, 499, 749, 999], "[999, 499]"), ([699, 799, 899, 999], "[999, 799]"), ([999], None)]
+)
+@pytest.mark.parametrize("lora", [False, True])
+def test_image_to_image_visits_what_the_student_knows(arguments, folder, known, shown, lora):
+    """By the stock schedule two steps would visit 499, whatever the student was trained at. With one timestep there is
+    nothing between noise and image, and no snippet."""
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_student_timesteps": known}))
+    if lora:
+        (folder / "model_index.json").unlink()
+        (folder / "pytorch_lora_weights.safetensors").touch()
+    text = written(arguments, folder).text
+    calls = re.findall(r"image=image, .*", text)
+    call = f"image=image, timesteps={shown}, strength=0.5, guidance_scale=0.0).images[0]"
+    assert calls == ([] if shown is None else [call])
+    assert ("AutoPipelineForImage2Image" in text) == (shown is not None)
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        compile(block, "card", "exec")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_precision(arguments, folder, lora):
+    """float16, and by how much an epsilon student's rounding grows: 14.6 on Stable Diffusion's schedule."""
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
+    path = folder / "scheduler" / "scheduler_config.json"
+    if lora:
+        (folder / "model_index.json").unlink()
+        (folder / "pytorch_lora_weights.safetensors").touch()
+    path.write_text(json.dumps(config))
+    text = written(arguments, folder).text
+    assert "torch_dtype=torch.float16" in text
+    assert "torch.bfloat16" not in text
+    assert text.count("is multiplied by 14.6 (sigma / alpha)") == 1
+    path.write_text(json.dumps(config | {"prediction_type": "v_prediction"}))
+    text = written(arguments, folder).text
+    assert "multiplied by" not in text
+    assert "Use float16" in text
 
 
 def test_edited_card_is_left_alone(arguments, folder):
@@ -174,20 +222,26 @@ def test_license_of_a_local_base_is_that_of_its_card(arguments, folder, tmp_path
     base = tmp_path / "my-base"
     base.mkdir()
     (base / "README.md").write_text("---\nlicense: other\nlicense_name: foxes\nlicense_link: LICENSE\n---\n# Base\n")
-    arguments.pretrained_teacher_model = str(base)
+    arguments = changed(arguments, "models", pretrained_teacher_model=str(base))
     data = written(arguments, folder).data
     assert (data.license, data.license_name, data.license_link) == ("other", "foxes", "LICENSE")
     assert data.base_model is None
 
 
 def test_unknown_license_is_left_out_and_said(arguments, folder):
-    arguments.pretrained_teacher_model = "someone/something"
+    arguments = changed(arguments, "models", pretrained_teacher_model="someone/something")
     card = written(arguments, folder)
     assert card.data.license is None
     assert "It could not be read" in card.text
     set_license(folder, "mit")
     refresh_card(folder, "me/fox")
     assert ModelCard.load(folder / "README.md").data.license == "mit"
+
+
+def test_local_base_without_a_card_is_no_news(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert inherited_license(str(tmp_path)) == {}
+    assert caplog.text == ""
 
 
 def test_license_of_a_base_without_one(tmp_path):

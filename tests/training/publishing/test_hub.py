@@ -7,14 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from pipelines import ADDPipeline, student_scheduler
+from training.checkpoints.folder_lock import LOCK
 from training.publishing.attempt import reason
-from training.publishing.hub import make_parser, save_published
-from training.publishing.layout import PublishError, published_files, stale_files
+from training.publishing.command import make_parser
+from training.publishing.layout import PublishError, stale_files
+from training.publishing.published_folder import published_files, save_published
 from training.publishing.variant import add_variant
+from training.publishing.verification import FILES
 
+WEIGHTS = save({"a": torch.ones(2)})
 UNET = "unet/diffusion_pytorch_model"
 
 
@@ -41,6 +45,7 @@ def folder(published, tmp_path) -> Path:
 def test_all_that_the_pipeline_saved_and_nothing_else(published, folder):
     """An allow-list: whatever is not of the layout stays behind, wherever it lies and however it is named."""
     saved = sorted(p.relative_to(published).as_posix() for p in published.rglob("*") if p.is_file())
+    saved = [name for name in saved if name not in (LOCK, FILES)]
     assert published_files(published) == saved
     others = (
         "add_run.json", ".env", "token", "optimizer.safetensors", "checkpoint-2/student.safetensors", "logs/events.out",
@@ -51,9 +56,13 @@ def test_all_that_the_pipeline_saved_and_nothing_else(published, folder):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x")
     assert published_files(folder) == saved
-    for name in ("README.md", "samples.png", "pytorch_lora_weights.safetensors"):
+    for name in ("README.md", "samples.png"):
         (folder / name).write_bytes(b"x")
         assert name in published_files(folder)
+    (folder / "pytorch_lora_weights.safetensors").write_bytes(WEIGHTS)
+    assert "pytorch_lora_weights.safetensors" not in published_files(folder)  # training has not written it
+    (folder / FILES).unlink()
+    assert "pytorch_lora_weights.safetensors" in published_files(folder)
 
 
 def test_unfinished_folders_are_refused(folder, tmp_path):
@@ -70,7 +79,7 @@ def test_unfinished_folders_are_refused(folder, tmp_path):
 
 
 def test_lora_alone_needs_to_say_how_it_is_sampled(tmp_path):
-    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"x")
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(WEIGHTS)
     with pytest.raises(PublishError, match=r"Missing: scheduler/scheduler_config\.json$"):
         published_files(tmp_path)
     (tmp_path / "scheduler").mkdir()

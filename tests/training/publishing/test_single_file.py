@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from benchmarks.architectures import ARCHITECTURES
 from examples.tiny.models import make_scheduler, make_tokenizer
 from pipelines import ADDPipeline, student_scheduler
+from training.errors import OptionError
 from training.publishing import single_file
 from training.publishing.single_file import export_single_file
 from training.publishing.single_file_names import UNET, VAE, original_weights, unet_namer
@@ -190,7 +191,7 @@ def test_refusals(student, tmp_path):
     """Named before a weight is read: the file's name, a LoRA alone, other families, x0 students, fp16 variants."""
     _, folder = student
     output = tmp_path / "student.safetensors"
-    with pytest.raises(ValueError, match=r"--output=.*\.ckpt must end in \.safetensors"):
+    with pytest.raises(ValueError, match=r"--output got .*\.ckpt': it must end in \.safetensors"):
         export_single_file(folder, tmp_path / "student.ckpt")
     with pytest.raises(ValueError, match="--dtype=int8 must be one of float32, float16"):
         export_single_file(folder, output, "int8")
@@ -209,6 +210,49 @@ def test_refusals(student, tmp_path):
     with pytest.raises(SystemExit):
         single_file.main([str(other), "--output", str(output)])
     assert not output.exists()
+
+
+def test_only_a_former_export_is_overwritten(student, tmp_path):
+    """Another model of that name is refused and kept; an export is replaced; nothing half-written stays."""
+    _, folder = student
+    output = tmp_path / "student.safetensors"
+    save_file({"mine": torch.zeros(1)}, output)
+    before = output.read_bytes()
+    with pytest.raises(OptionError, match=r"student\.safetensors': this file exists and is not an export"):
+        export_single_file(folder, output)
+    assert output.read_bytes() == before
+    output.unlink()
+    export_single_file(folder, output)
+    export_single_file(folder, output, "float16")
+    assert output.stat().st_size < 1.1 * sum(f.stat().st_size for f in folder.glob("*/*.safetensors")) / 2 + 2**18
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+def test_file_that_does_not_read_back(student, tmp_path, monkeypatch):
+    """A bit that did not reach the disk as it was meant to: the former export stays."""
+    _, folder = student
+    output = export_single_file(folder, tmp_path / "student.safetensors")
+    before = output.read_bytes()
+
+    def lossy(weights, path, metadata, save=single_file.save_file):
+        save(weights, path, metadata)
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+    monkeypatch.setattr(single_file, "save_file", lossy)
+    with pytest.raises(single_file.ExportError, match=r"does not read back: .* is not what was written"):
+        export_single_file(folder, output)
+    assert output.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
+
+
+def test_damaged_weights_are_not_exported(student, tmp_path):
+    _, folder = student
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(OptionError, match="unet are damaged or cut short"):
+        export_single_file(copy, tmp_path / "student.safetensors")
 
 
 def test_a_network_without_original_names_is_refused(tmp_path):

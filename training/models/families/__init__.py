@@ -1,21 +1,24 @@
 """The model families that can be distilled or teach."""
 
-import argparse
-
 from diffusers import DiffusionPipeline
 
 from training.errors import OptionError
 from training.models.families.base import Family
 from training.models.families.stable_diffusion import StableDiffusion
 from training.models.families.stable_diffusion_xl import StableDiffusionXL
+from training.models.sources import loading
+from training.options.options import Options
 
 __all__ = ["Family", "StableDiffusion", "StableDiffusionXL", "open_families"]
 
-FAMILIES = {family.stock_class: family for family in (StableDiffusion, StableDiffusionXL)}
+FAMILY_OF_PIPELINE = {family.stock_class: family for family in (StableDiffusion, StableDiffusionXL)}
 
 
-def open_families(args: argparse.Namespace, expected: type[Family]) -> tuple[Family, Family]:
-    """Student's and teacher's family; one object where the student is made of the teacher's repo. Loads no weights.
+def open_families(options: Options, expected: type[Family]) -> tuple[Family, Family]:
+    """Student's and teacher's family. Loads no weights.
+
+    They are one object where the student is made of the teacher's repo, and where `--distillation_weight 0` needs no
+    teacher.
 
     Args:
         expected: of the student.
@@ -23,36 +26,39 @@ def open_families(args: argparse.Namespace, expected: type[Family]) -> tuple[Fam
     Raises:
         OptionError: a repo holds another kind of model, or none.
     """
-    own_vae = getattr(args, "pretrained_vae_model_name_or_path", None)
-    separate = args.pretrained_student_model is not None
-    teacher = _open(
-        "pretrained_teacher_model", args.pretrained_teacher_model, args.revision, args.variant, args.cache_dir,
-        None if separate else own_vae,
-    )  # fmt: skip
-    student = teacher
-    if separate:
-        student = _open(
-            "pretrained_student_model", args.pretrained_student_model, args.student_revision, args.student_variant,
-            args.cache_dir, own_vae,
-        )  # fmt: skip
+    models, separate = options.models, options.models.pretrained_student_model is not None
+    of_teacher = ("pretrained_teacher_model", models.pretrained_teacher_model, models.revision, models.variant)
+    of_student = ("pretrained_student_model", models.pretrained_student_model, models.student_revision,
+                  models.student_variant) if separate else of_teacher  # fmt: skip
+    flag = of_student[0]
+    own_vae = (options.sdxl.pretrained_vae_model_name_or_path, options.sdxl.vae_revision)
+    student = _open(*of_student, models.cache_dir, *own_vae)
     if not isinstance(student, expected):
-        flag = "pretrained_student_model" if separate else "pretrained_teacher_model"
         raise OptionError(
             f"--{flag} got {student.name!r}: it holds a {student.stock_class}, and this script trains a "
             f"{expected.stock_class}; use {student.script}"
             + ("" if separate else ", or name the student with --pretrained_student_model")
         )
+    if not separate or options.method.distillation_weight == 0:
+        return student, student
+    teacher = _open(*of_teacher, models.cache_dir, None, None)
     return student, teacher
 
 
-def _open(flag: str, name: str, revision, variant, cache_dir, vae_name) -> Family:
+def _open(
+    flag: str,
+    name: str,
+    revision: str | None,
+    variant: str | None,
+    cache_dir: str | None,
+    vae_name: str | None,
+    vae_revision: str | None,
+) -> Family:
     """The family of the repo `name`, by the pipeline class that its model_index.json names."""
-    try:
+    with loading(flag, name, "a diffusers pipeline, with its model_index.json"):
         found = DiffusionPipeline.load_config(name, revision=revision, cache_dir=cache_dir)["_class_name"]
-    except (OSError, KeyError) as error:
+    if found not in FAMILY_OF_PIPELINE:
         raise OptionError(
-            f"--{flag} got {name!r}: no model_index.json of a diffusers pipeline can be read there ({error})"
-        ) from error
-    if found not in FAMILIES:
-        raise OptionError(f"--{flag} got {name!r}: it holds a {found}, but only {' and '.join(FAMILIES)} can be used")
-    return FAMILIES[found](name, revision, variant, cache_dir, vae_name)
+            f"--{flag} got {name!r}: it holds a {found}, but only {' and '.join(FAMILY_OF_PIPELINE)} can be used"
+        )
+    return FAMILY_OF_PIPELINE[found](name, revision, variant, cache_dir, vae_name, vae_revision, flag)

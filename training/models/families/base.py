@@ -1,21 +1,25 @@
-"""What Stable Diffusion and SDXL have in common as repositories: where their parts lie and how they are loaded."""
+"""What Stable Diffusion and SDXL repositories have in common: where their parts are and how they are loaded."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTokenizer, PreTrainedModel
 
+from discriminator.pretrained import NO_CODE, load_frozen
 from distillation.student import Condition
+from training.models.sources import loading
 
 
 class Family:
-    """A text-to-image repo in diffusers' layout: its scheduler's config at once, its weights part by part.
+    """A text-to-image repo in diffusers' layout. Reads the scheduler's config at once, and weights part by part.
 
-    The parts load apart, because a run needs them apart: a teacher in the student's latent space needs no autoencoder
-    of its own, cached captions no text encoder. Everything loaded is frozen and in eval mode.
+    The parts are loaded separately, because a run does not always need all of them: with cached captions, for
+    instance, the text encoders leave the device. Everything that is loaded is frozen and in eval mode.
 
     Attributes:
         scheduler: for its betas and prediction type only.
@@ -35,15 +39,32 @@ class Family:
         variant: str | None = None,
         cache_dir: str | None = None,
         vae_name: str | None = None,
+        vae_revision: str | None = None,
+        flag: str = "pretrained_teacher_model",
     ):
-        """`name` is a Hub id or a folder; `vae_name`, one whose autoencoder is taken in place of the repo's own."""
-        self.source = (name, revision, variant, cache_dir, vae_name)
-        self.name, self.vae_name = name, vae_name
+        """Read the configs of the scheduler and the autoencoder.
+
+        Args:
+            name: Hub id or folder.
+            revision: branch, tag or commit of the Hub repo `name`.
+            variant: of its weight files, such as fp16.
+            cache_dir: where downloads are kept.
+            vae_name: Hub id or folder of an autoencoder that is used in place of the repo's own.
+            vae_revision: branch, tag or commit of `vae_name`.
+            flag: that `name` was given by, for errors.
+
+        Raises:
+            OptionError: a config cannot be read.
+        """
+        self.source = (name, revision, variant, cache_dir, vae_name, vae_revision, flag)
+        self.name, self.vae_name, self.vae_revision, self.flag = name, vae_name, vae_revision, flag
         self.where = {"revision": revision, "cache_dir": cache_dir}
         self.variant = variant
-        self.index = DiffusionPipeline.load_config(name, **self.where)
-        self.scheduler: SchedulerMixin = DDPMScheduler.from_pretrained(name, subfolder="scheduler", **self.where)
-        self.vae_config = AutoencoderKL.load_config(**self._vae_source())
+        with self._loading():
+            self.index = DiffusionPipeline.load_config(name, **self.where)
+            self.scheduler: SchedulerMixin = DDPMScheduler.from_pretrained(name, subfolder="scheduler", **self.where)
+        with self._loading_vae():
+            self.vae_config = AutoencoderKL.load_config(**self._vae_source())
 
     def unloaded(self) -> "Family":
         """The same repo without its weights."""
@@ -54,11 +75,20 @@ class Family:
         """Of the latents. Known before any weight is loaded; where it differs, so do the latent spaces."""
         return self.vae_config.get("scaling_factor", 0.18215)
 
+    def _loading(self) -> AbstractContextManager:
+        return loading(self.flag, self.name, f"a whole {self.stock_class} in diffusers' layout")
+
+    def _loading_vae(self) -> AbstractContextManager:
+        if self.vae_name is None:
+            return self._loading()
+        return loading("pretrained_vae_model_name_or_path", self.vae_name, "an AutoencoderKL")
+
     def _vae_source(self) -> dict:
-        """Where the autoencoder lies: the repo's subfolder, or a repo that is nothing but an autoencoder."""
+        """Where the autoencoder is: the repo's subfolder, or a repo that is nothing but an autoencoder."""
         if self.vae_name is None:
             return {"pretrained_model_name_or_path": self.name, "subfolder": "vae", **self.where}
-        return {"pretrained_model_name_or_path": self.vae_name, "cache_dir": self.where["cache_dir"]}
+        where = {"revision": self.vae_revision, "cache_dir": self.where["cache_dir"]}
+        return {"pretrained_model_name_or_path": self.vae_name, **where}
 
     def vae_place(self) -> tuple[str, str, str | None, str | None]:
         """Repo, subfolder, revision and cache folder of the autoencoder."""
@@ -67,35 +97,51 @@ class Family:
         return name, source.get("subfolder", ""), source.get("revision"), cache_dir
 
     def load_text_encoders(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Tokenizers and text encoders, as the attributes that the pipeline's components are named by."""
-        for part in self.tokenizers:
-            setattr(self, part, CLIPTokenizer.from_pretrained(self.name, subfolder=part, **self.where))
-        for part, kind in self.text_encoders.items():
-            encoder = kind.from_pretrained(self.name, subfolder=part, dtype=dtype, variant=self.variant, **self.where)
-            setattr(self, part, encoder.to(device).eval().requires_grad_(False))
+        """Tokenizers and text encoders, as the attributes that the pipeline's components are named by.
+
+        Raises:
+            OptionError: one of them cannot be loaded, or lacks weights.
+        """
+        with self._loading():
+            for part in self.tokenizers:
+                tokenizer = CLIPTokenizer.from_pretrained(self.name, subfolder=part, **self.where, **NO_CODE)
+                setattr(self, part, tokenizer)
+            for part, kind in self.text_encoders.items():
+                where = {"subfolder": part, "variant": self.variant, **self.where}
+                setattr(self, part, load_frozen(kind, self.name, dtype=dtype, **where).to(device))
 
     def move_text_encoders(self, device: torch.device) -> None:
-        """To main memory while cached captions take their place, and back when someone types a prompt."""
+        """Move the text encoders: to the CPU while captions are read from the cache, and back to validate."""
         for part in self.text_encoders:
             getattr(self, part).to(device)
 
     def load_vae(self, dtype: torch.dtype, device: torch.device) -> None:
-        """The autoencoder."""
+        """The autoencoder.
+
+        Raises:
+            OptionError: it cannot be loaded, or lacks weights.
+        """
         source = self._vae_source()
-        variant = {"variant": self.variant} if self.vae_name is None else {}
-        vae = AutoencoderKL.from_pretrained(**source, **variant, torch_dtype=self.vae_dtype(dtype, device))
-        self.vae = vae.to(device).eval().requires_grad_(False)
+        name = source.pop("pretrained_model_name_or_path")
+        variant = self.variant if self.vae_name is None else None
+        with self._loading_vae():
+            vae = load_frozen(AutoencoderKL, name, variant=variant, torch_dtype=self.vae_dtype(dtype, device), **source)
+        self.vae = vae.to(device)
 
     def vae_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """The precision the autoencoder is run in where the run asks for `dtype`."""
         return dtype
 
     def load_unet(self, dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
-        """The UNet; the caller decides whether it trains."""
-        unet = UNet2DConditionModel.from_pretrained(
-            self.name, subfolder="unet", torch_dtype=dtype, variant=self.variant, **self.where
-        )
-        return unet.to(device).eval().requires_grad_(False)
+        """The UNet, frozen; the caller decides whether it trains.
+
+        Raises:
+            OptionError: it cannot be loaded, or lacks weights.
+        """
+        where = {"subfolder": "unet", "variant": self.variant, **self.where}
+        with self._loading():
+            unet = load_frozen(UNet2DConditionModel, self.name, torch_dtype=dtype, **where)
+        return unet.to(device)
 
     def tokenize(self, tokenizer: CLIPTokenizer, captions: Sequence[str], device: torch.device) -> Tensor:
         """`(B, L)` ids, padded and cut to the tokenizer's length as the stock pipelines do."""
@@ -121,6 +167,14 @@ class Family:
         """
         raise NotImplementedError
 
-    def pipeline(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> DiffusionPipeline:
-        """The few-step pipeline around `unet`; the other components are shared, not copied."""
+    def components(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> dict[str, Any]:
+        """The arguments of the family's pipelines around `unet`. Networks are shared, not copied."""
         raise NotImplementedError
+
+    def pipeline(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> DiffusionPipeline:
+        """The few-step pipeline around `unet`, for a student."""
+        return self.pipeline_class(**self.components(unet, scheduler))
+
+    def stock_pipeline(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> DiffusionPipeline:
+        """The stock pipeline around `unet`, for a teacher."""
+        return getattr(diffusers, self.stock_class)(**self.components(unet, scheduler))

@@ -1,6 +1,7 @@
 """Stable Diffusion 1.x and 2.x: one text encoder, no size conditioning."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
@@ -31,15 +32,15 @@ class StableDiffusion(Family):
         """Stable Diffusion knows nothing of `sizes`."""
         return dict(embedded)
 
-    def pipeline(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> ADDPipeline:
-        """`ADDPipeline`, without a safety checker: what it would look for is not in a student's repo."""
-        return ADDPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+    def components(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> dict[str, Any]:
+        """See `Family`; without a safety checker: what it would look for is not in a student's repo."""
+        return {
+            "vae": self.vae,
+            "text_encoder": self.text_encoder,
+            "tokenizer": self.tokenizer,
+            "unet": unet,
+            "scheduler": scheduler,
+            "safety_checker": None,
+            "feature_extractor": None,
+            "requires_safety_checker": False,
+        }

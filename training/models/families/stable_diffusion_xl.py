@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
@@ -65,16 +66,16 @@ class StableDiffusionXL(Family):
         added = {"text_embeds": pooled, "time_ids": time_ids.float()}
         return {"encoder_hidden_states": hidden, "added_cond_kwargs": added}
 
-    def pipeline(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> ADDXLPipeline:
-        """`ADDXLPipeline`, without the optional watermark."""
-        return ADDXLPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            text_encoder_2=self.text_encoder_2,
-            tokenizer=self.tokenizer,
-            tokenizer_2=self.tokenizer_2,
-            unet=unet,
-            scheduler=scheduler,
-            force_zeros_for_empty_prompt=self.index.get("force_zeros_for_empty_prompt", True),
-            add_watermarker=False,
-        )
+    def components(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> dict[str, Any]:
+        """See `Family`; without the optional watermark."""
+        return {
+            "vae": self.vae,
+            "text_encoder": self.text_encoder,
+            "text_encoder_2": self.text_encoder_2,
+            "tokenizer": self.tokenizer,
+            "tokenizer_2": self.tokenizer_2,
+            "unet": unet,
+            "scheduler": scheduler,
+            "force_zeros_for_empty_prompt": self.index.get("force_zeros_for_empty_prompt", True),
+            "add_watermarker": False,
+        }

@@ -1,0 +1,146 @@
+"""Table 2 of the paper on the tiny world: one teacher, distilled by ADD and by LCM, beside its own fast samplers.
+
+    python -m evaluation.comparison --tiny_dir build/tiny --add_student build/demo/student --output_dir build/comparison
+
+Distils the teacher by LCM with as many updates and as large a batch as the ADD student had (`add_run.json` beside its
+weights says so), then all systems draw the same captions from the same seeds. Writes `comparison.md` and
+`comparison.json`. A distilled LCM is kept.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from evaluation.command_line import OneLineParser, make_parser
+from evaluation.comparison.distil_lcm import PROGRAM as LCM_PROGRAM
+from evaluation.comparison.distil_lcm import RECORD
+from evaluation.comparison.table2 import check_claims, load_entry, table2_markdown, table_entries
+from evaluation.errors import EvaluationError
+from evaluation.runs.environment import describe_environment
+from evaluation.runs.files import write_atomically, write_json
+from evaluation.tiny.judge import TinyJudge, quiet_libraries
+from training.command import run_command
+
+PROGRAM = "python -m evaluation.comparison"
+RUN_FILE = "add_run.json"
+
+
+def make_comparison_parser() -> OneLineParser:
+    """The command line."""
+    parser = make_parser(PROGRAM, __doc__)
+    add = parser.add_argument
+    add("--tiny_dir", type=Path, required=True, help="The tiny world that the student was distilled in.")
+    add("--add_student", type=Path, required=True, help="The --output_dir of train_add.py.")
+    add("--output_dir", type=Path, required=True, help="Folder for lcm/, comparison.md and comparison.json.")
+    add("--updates", type=int, default=None, help="Optimizer steps of LCM; default: as many as the ADD student had.")
+    add("--batch_size", type=int, default=None, help="Batch size of LCM; default: that of the ADD student.")
+    add("--lcm_learning_rate", type=float, default=1e-4, help="Learning rate of LCM; default: 1e-4.")
+    add(
+        "--guidance_scale",
+        type=float,
+        default=2.0,
+        help="Guidance scale of the guided teacher, in sampling and for LCM; default: 2.",
+    )
+    add("--num_samples", type=int, default=500, help="Images of each line; default: 500.")
+    add("--seed", type=int, default=0, help="Seed of LCM's training; default: 0.")
+    add("--commands", nargs="*", default=[], help="The commands that made world and student, which the page quotes.")
+    return parser
+
+
+def complete_arguments(args: argparse.Namespace) -> None:
+    """Check the flags, and take what was not given from the ADD student.
+
+    Raises:
+        EvaluationError: no student there, it does not say how it was trained, or an option that cannot work.
+    """
+    if not (args.add_student / "model_index.json").exists():
+        raise EvaluationError(
+            f"--add_student {args.add_student}: no model_index.json there; give train_add.py's output."
+        )
+    path = args.add_student / RUN_FILE
+    facts = json.loads(path.read_text(encoding="utf-8"))["facts"] if path.exists() else {}
+    for flag, fact in (("updates", "iterations"), ("batch_size", "effective batch")):
+        if getattr(args, flag) is None:
+            if fact not in facts:
+                raise EvaluationError(f"--{flag}: {path} does not say it; give that of the ADD student.")
+            setattr(args, flag, facts[fact])
+    if args.guidance_scale <= 1:
+        raise EvaluationError(f"--guidance_scale {args.guidance_scale}: guidance begins above 1.")
+
+
+def lcm_command(args: argparse.Namespace) -> list[str]:
+    """The words of the command that distils the teacher by LCM."""
+    folder = args.output_dir / "lcm"
+    return [
+        *LCM_PROGRAM.split(), "--tiny_dir", str(args.tiny_dir), "--output_dir", str(folder), "--updates",
+        str(args.updates), "--batch_size", str(args.batch_size), "--learning_rate",
+        str(args.lcm_learning_rate), "--guidance_scale", str(args.guidance_scale), "--seed", str(args.seed),
+    ]  # fmt: skip
+
+
+def launch_lcm(command: list[str], folder: Path) -> None:
+    """Run LCM's distillation, unless `folder` has what this very command made.
+
+    Raises:
+        EvaluationError: it has what another command made, or the distillation failed.
+    """
+    if (folder / RECORD).exists():
+        there = json.loads((folder / RECORD).read_text(encoding="utf-8"))["command"]
+        if there == shlex.join(command):
+            return
+        raise EvaluationError(f"--output_dir: {folder} was made by `{there}`; delete it or give another --output_dir.")
+    if status := subprocess.run([sys.executable, *command[1:]]).returncode:
+        raise EvaluationError(f"`{shlex.join(command)}` ended with status {status}.")
+
+
+def compare_methods(args: argparse.Namespace, words: Sequence[str]) -> None:
+    """Distil by LCM, measure all systems, and write the page."""
+    complete_arguments(args)
+    judge = TinyJudge(args.tiny_dir, args.num_samples)
+    quiet_libraries()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    command = lcm_command(args)
+    folders = {"teacher": args.tiny_dir / "teacher", "lcm": args.output_dir / "lcm", "add": args.add_student}
+    launch_lcm(command, folders["lcm"])
+    lines, rows = table_entries(args.guidance_scale), []
+    for number, entry in enumerate(lines, start=1):
+        print(f"[{number}/{len(lines)}] {entry.system}", flush=True)
+        rows.append(judge.measure_system(load_entry(entry, folders), entry.system))
+    notes = describe_environment(judge.device)
+    commands = [*args.commands, shlex.join(command), shlex.join([*PROGRAM.split(), *words])]
+    updates = (
+        f"LCM: {args.updates} updates at batch {args.batch_size}, as the ADD student had unless the commands say "
+        "otherwise."
+    )
+    content = {
+        "claims": check_claims(rows),
+        "systems": [{**asdict(row), "paper": entry.paper} for entry, row in zip(lines, rows)],
+        "real": asdict(judge.floor),
+        "updates": args.updates,
+        "batch_size": args.batch_size,
+        "commands": commands,
+        "environment": notes,
+    }
+    write_json(args.output_dir / "comparison.json", content)
+    page = table2_markdown(lines, judge.floor, rows, updates, commands, notes)
+    write_atomically(args.output_dir / "comparison.md", page.encode())
+    print(page)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        SystemExit: it failed, with the exit status.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    run_command(make_comparison_parser(), words, lambda args: compare_methods(args, words))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Draws the images of a run with any diffusers text-to-image pipeline, and times it."""

@@ -1,0 +1,190 @@
+"""The networks that the metrics see images with: Inception, DINOv2 and CLIP, frozen, from libraries.
+
+An encoder maps a list of PIL images to float32 features `(B, D)` on the CPU.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, Dinov2Model
+
+from evaluation.errors import EvaluationError, explain_unavailable
+from evaluation.metrics.figures import Evaluator
+
+Encoder = Callable[[list[Image.Image]], Tensor]
+
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+DINOV2 = "facebook/dinov2-large"
+CLIP = "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
+DINOV2_ADVICE = (
+    "Give a Hub id or a folder with config.json and model.safetensors, or leave out fd_dinov2, prdc and diversity "
+    "(--metrics); --evaluator takes the tiny world's evaluator instead."
+)
+CLIP_ADVICE = (
+    "Give a Hub id or a folder with config.json, model.safetensors and tokenizer.json, or leave out clip_score "
+    "(--metrics); --evaluator takes the tiny world's evaluator instead."
+)
+EVALUATOR_ADVICE = "Give the folder evaluator/ that `python -m examples.tiny.build` makes."
+DINOV2_SIZE = 224  # Stein et al. 2023 (2306.04675)
+
+
+def to_bytes(images: list[Image.Image]) -> Tensor:
+    """Images of one size as uint8 `(B, 3, H, W)`."""
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+
+
+class InceptionEncoder:
+    """The Inception-v3 of Heusel et al. 2017, as torch-fidelity ported it: 2,048 pooled features of the compat network.
+
+    Args:
+        weights: file of torch-fidelity's weights; None takes them from its cache or downloads them.
+        device: where it runs.
+
+    Raises:
+        EvaluationError: torch-fidelity or the weights cannot be had; the message says what to install or provide.
+    """
+
+    def __init__(self, weights: Path | None, device: str):
+        if weights is not None:
+            _check_weights(weights)
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        try:
+            model = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights) if weights else None)
+        except ModuleNotFoundError as error:
+            raise EvaluationError(
+                "fid needs torch-fidelity: `pip install torch-fidelity` (with the torchvision of your torch). "
+                "Without it: --metrics without fid, or --evaluator."
+            ) from error
+        except (OSError, RuntimeError) as error:
+            raise EvaluationError(
+                f"fid: the weights of Inception cannot be loaded ({error}). Provide them: --inception_weights with the "
+                f"file {INCEPTION_URL}. Without them: --metrics without fid, or --evaluator."
+            ) from error
+        self.model = model.to(device).requires_grad_(False)
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, images: list[Image.Image]) -> Tensor:
+        """Features `(B, 2048)`; the network itself resizes to 299, as TensorFlow did."""
+        return self.model(to_bytes(images).to(self.device)).float().cpu()
+
+
+def _check_weights(path: Path) -> None:
+    """torch-fidelity unpickles whatever it is given: see first that the file holds tensors and nothing else."""
+    if not path.is_file():
+        raise EvaluationError(f"--inception_weights {path}: no such file; it is {INCEPTION_URL}.")
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds, since pickle's are
+        raise EvaluationError(f"--inception_weights {path}: not a file of tensors ({error}).") from error
+
+
+class Dinov2Encoder:
+    """DINOv2's class token after the last LayerNorm, at 224 pixels (bicubic), as Stein et al. 2023 measure with.
+
+    Args:
+        model_id: Hub id or folder of a Dinov2Model.
+        device: where it runs.
+
+    Raises:
+        EvaluationError: it cannot be loaded.
+    """
+
+    def __init__(self, model_id: str, device: str):
+        try:
+            self.model = Dinov2Model.from_pretrained(model_id).to(device).eval().requires_grad_(False)
+        except (OSError, ValueError) as error:
+            raise _cannot_load("dino_model", model_id, error, DINOV2_ADVICE) from error
+        size = min(DINOV2_SIZE, self.model.config.image_size)
+        self.processor = CLIPImageProcessor(
+            size={"height": size, "width": size},
+            do_center_crop=False,
+            image_mean=[0.485, 0.456, 0.406],  # ImageNet's, which DINOv2 was trained with
+            image_std=[0.229, 0.224, 0.225],
+        )
+
+    @torch.no_grad()
+    def __call__(self, images: list[Image.Image]) -> Tensor:
+        """Features `(B, D)`."""
+        pixels = self.processor(images, return_tensors="pt")["pixel_values"]
+        return self.model(pixels.to(self.model.device)).pooler_output.float().cpu()
+
+
+class ClipEncoder:
+    """A CLIP or a reward model in its layout (PickScore): embeddings of images and of texts in one space.
+
+    Args:
+        model_id: Hub id or folder of a CLIPModel.
+        device: where it runs.
+        processor_id: Hub id or folder of tokenizer and image processor, where they are not with the model.
+        flag: named in the message if it cannot be loaded.
+        advice: the sentence of that message that says how to fix it.
+
+    Raises:
+        EvaluationError: it cannot be loaded.
+    """
+
+    def __init__(
+        self, model_id: str, device: str, processor_id: str | None = None, flag: str = "clip_model",
+        advice: str = CLIP_ADVICE,
+    ):  # fmt: skip
+        try:
+            self.model = CLIPModel.from_pretrained(model_id).to(device).eval().requires_grad_(False)
+            self.tokenizer = AutoTokenizer.from_pretrained(processor_id or model_id)
+        except (OSError, ValueError) as error:
+            raise _cannot_load(flag, model_id, error, advice) from error
+        self.max_length = self.model.config.text_config.max_position_embeddings
+        size = self.model.config.vision_config.image_size
+        try:
+            self.processor = CLIPImageProcessor.from_pretrained(processor_id or model_id)
+        except OSError:  # not with the weights: CLIP's own means at the model's size are what every CLIP has
+            self.processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+
+    @torch.no_grad()
+    def __call__(self, images: list[Image.Image]) -> Tensor:
+        """Embeddings of images `(B, D)`, not normalized."""
+        pixels = self.processor(images, return_tensors="pt")["pixel_values"]
+        return self.model.get_image_features(pixels.to(self.model.device)).pooler_output.float().cpu()
+
+    @torch.no_grad()
+    def texts(self, texts: list[str]) -> Tensor:
+        """Embeddings of texts `(B, D)`, not normalized; cut at the model's longest text."""
+        tokens = self.tokenizer(
+            texts, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(self.model.device)
+        tokens.pop("token_type_ids", None)
+        return self.model.get_text_features(**tokens).pooler_output.float().cpu()
+
+
+class EvaluatorEncoder:
+    """The tiny world's evaluator in place of Inception and DINOv2: features, and logits of what an image shows.
+
+    Its `__call__` gives both beside one another `(B, D + K)`, so that an image is looked at once; `split` parts them.
+    """
+
+    def __init__(self, path: str, device: str):
+        try:
+            self.evaluator = Evaluator.from_pretrained(path).to(device)
+        except (OSError, ValueError) as error:
+            raise _cannot_load("evaluator", path, error, EVALUATOR_ADVICE) from error
+        self.labels: dict[str, int] = self.evaluator.model.config.label2id
+
+    def __call__(self, images: list[Image.Image]) -> Tensor:
+        """Features and logits `(B, D + K)`."""
+        pixels = to_bytes(images).to(self.evaluator.image_mean.device).float() / 255
+        return torch.cat(self.evaluator(pixels), dim=1).cpu()
+
+    def split(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `(N, D)` and logits `(N, K)`."""
+        return seen[:, : -len(self.labels)], seen[:, -len(self.labels) :]
+
+
+def _cannot_load(flag: str, value: str, error: Exception, advice: str) -> EvaluationError:
+    return EvaluationError(f"--{flag} {value}: {explain_unavailable(value, error)}. {advice}")

@@ -1,0 +1,126 @@
+"""The metrics, as pure functions of features.
+
+The evaluator looks at every image once, then each figure is a pure function of its features `(N, D)` or labels `(N,)`.
+"""
+
+import contextlib
+import io
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, Dinov2ForImageClassification
+
+
+class Evaluator(nn.Module):
+    """A frozen image classifier in DINOv2's layout: its class token is the feature, its logits judge the caption.
+
+    Args:
+        model: classifier of D-dimensional tokens and K labels.
+        image_mean: per channel, for images in [0, 1].
+        image_std: per channel, for images in [0, 1].
+    """
+
+    def __init__(self, model: Dinov2ForImageClassification, image_mean: list[float], image_std: list[float]):
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.register_buffer("image_mean", torch.tensor(image_mean).view(1, -1, 1, 1))
+        self.register_buffer("image_std", torch.tensor(image_std).view(1, -1, 1, 1))
+
+    @classmethod
+    def from_pretrained(cls, path: str) -> "Evaluator":
+        """Load classifier and normalization from a folder or Hub id with `preprocessor_config.json`."""
+        processor = AutoImageProcessor.from_pretrained(path)
+        return cls(Dinov2ForImageClassification.from_pretrained(path), processor.image_mean, processor.image_std)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See images `(B, 3, H, W)` in [0, 1], of any size. Returns features `(B, D)` and logits `(B, K)`."""
+        size = self.model.config.image_size
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        outputs = self.model((images - self.image_mean) / self.image_std, output_hidden_states=True)
+        # The last hidden state comes before the final LayerNorm: with it, this is the backbone's `pooler_output`.
+        return self.model.dinov2.layernorm(outputs.hidden_states[-1][:, 0]), outputs.logits
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """Frechet distance of two Gaussians fitted to features (Heusel et al. 2017, Eq. 6), squared as always reported.
+
+    |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)), with unbiased covariances, in float64. Zero for equal sets, and biased
+    upwards for small ones: compare only distances of equal N and M.
+
+    Args:
+        real: `(N, D)` features of real images, N >= 2.
+        fake: `(M, D)` features of generated images, M >= 2.
+
+    Raises:
+        ValueError: widths that differ, or fewer than two rows.
+    """
+    if real.shape[1] != fake.shape[1] or min(len(real), len(fake)) < 2:
+        raise ValueError(
+            f"frechet_distance needs (N, D) and (M, D) with N, M >= 2, got {tuple(real.shape)} and {tuple(fake.shape)}."
+        )
+    from torchmetrics.image.fid import FrechetInceptionDistance  # here, since only the evaluation's extras have it
+
+    identity = nn.Identity()  # the features are made already; torchmetrics asks for a network to make them
+    identity.num_features = real.shape[1]
+    metric = FrechetInceptionDistance(feature=identity, normalize=True).to(real.device)
+    metric.update(real.double(), real=True)
+    metric.update(fake.double(), real=False)
+    return metric.compute().item()
+
+
+def alignment(logits: Tensor, labels: Tensor) -> float:
+    """Share of images, in [0, 1], whose most likely class by `logits` `(N, K)` is the caption's, `labels` `(N,)`."""
+    return (logits.argmax(dim=1) == labels).double().mean().item()
+
+
+def diversity(features: Tensor, groups: Tensor) -> float:
+    """Mean Euclidean distance between two images of one caption, averaged over captions.
+
+    Every pair within a caption counts once and every caption the same, so the value does not depend on how many images
+    a caption has: real data and samples compare directly. Zero means one picture a caption, whatever the noise.
+
+    Args:
+        features: `(N, D)`.
+        groups: `(N,)` integers, equal for images of equal caption. Captions of a single image are left out.
+
+    Raises:
+        ValueError: no caption has two images.
+    """
+    members = [features[groups == group].double() for group in groups.unique()]
+    distances = [torch.pdist(member).mean() for member in members if len(member) > 1]
+    if not distances:
+        raise ValueError(f"diversity needs a caption with at least 2 images, got {len(members)} captions of 1 image.")
+    return torch.stack(distances).mean().item()
+
+
+def clip_score(images: Tensor, texts: Tensor) -> float:
+    """Mean cosine of images and their prompts, embeddings `(N, D)` each, as the paper reports it (0.319).
+
+    torchmetrics' `CLIPScore` is this times 100; its version 1.9 does not read what CLIP returns in transformers 5.
+    """
+    return F.cosine_similarity(images.double(), texts.double()).mean().item()
+
+
+def precision_recall_coverage(real: Tensor, fake: Tensor, nearest_k: int = 5) -> dict[str, float]:
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020), from prdc.
+
+    Args:
+        real: `(N, D)` features of real images.
+        fake: `(M, D)` features of generated images.
+        nearest_k: a point's ball reaches to its k-th neighbour; N and M must be larger than k + 1.
+
+    Raises:
+        ValueError: too few points.
+    """
+    from prdc import compute_prdc  # here, since only the evaluation's extras have it
+
+    if min(len(real), len(fake)) < nearest_k + 2:
+        raise ValueError(
+            f"precision and recall at k = {nearest_k} need {nearest_k + 2} images, got {len(real)}, {len(fake)}."
+        )
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the numbers of points
+        values = compute_prdc(real.double().numpy(), fake.double().numpy(), nearest_k)
+    return {name: float(value) for name, value in values.items()}

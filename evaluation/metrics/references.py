@@ -1,0 +1,63 @@
+"""Finds and reads the real images to compare with: a folder, or an image column of a data set."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from evaluation.errors import EvaluationError
+from evaluation.generation.prompts import load_split
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+def find_images(folder: Path, count: int | None = None) -> list[Path]:
+    """Image files below `folder`, sorted by path; the first `count`.
+
+    Raises:
+        EvaluationError: no such folder, or it holds fewer than 2 or fewer than `count` images.
+    """
+    if not folder.is_dir():
+        raise EvaluationError(f"--reference {folder}: there is no such folder; give a folder of real images.")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    needed = max(2, count or 0)
+    if len(files) < needed:
+        raise EvaluationError(
+            f"--reference {folder}: holds {len(files)} images ({', '.join(sorted(ENDINGS))}), but {needed} are needed."
+        )
+    return files[:count]
+
+
+def read_images(files: list[Path], size: tuple[int, int]) -> Iterator[Image.Image]:
+    """Read RGB images, each cut to the middle and resized (Lanczos) to `size` (width, height).
+
+    Raises:
+        EvaluationError: a file is damaged.
+    """
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                yield ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), size, Image.Resampling.LANCZOS)
+        except (OSError, SyntaxError) as error:
+            raise EvaluationError(f"--reference: {file} cannot be read: {error}") from error
+
+
+def export_dataset(name: str, config: str | None, split: str, image_column: str, cache: Path) -> Path:
+    """Write an image column of a data set to a folder of its own in `cache`, in order, once. Returns the folder.
+
+    Raises:
+        EvaluationError: no such split or column.
+    """
+    import datasets
+
+    rows = load_split(name, config, split)
+    if image_column not in rows.column_names:
+        raise EvaluationError(f"--image_column {image_column}: {name} has {', '.join(rows.column_names)}.")
+    rows = rows.select_columns([image_column]).cast_column(image_column, datasets.Image())
+    folder = cache / rows._fingerprint  # changes with the data set's content, split and column
+    if not (folder / "complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, row in enumerate(rows):
+            row[image_column].convert("RGB").save(folder / f"{index:06}.png")
+        (folder / "complete").touch()
+    return folder

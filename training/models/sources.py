@@ -1,0 +1,56 @@
+"""Turns what a library raises for a model that cannot be loaded into an error that names the flag and the fix."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
+
+from discriminator.pretrained import IncompleteModelError
+from training.errors import OptionError, UserError
+
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
+LONGEST_REASON = 300  # characters of a library's own message
+
+
+@contextmanager
+def loading(flag: str, name: str, needed: str) -> Iterator[None]:
+    """Everything inside loads (parts of) the model `name` that `--flag` names.
+
+    Args:
+        flag: without dashes.
+        name: Hub id or folder.
+        needed: the kind of model that is needed, with its article, such as "a CLIP with projection".
+
+    Raises:
+        OptionError: the model cannot be reached, is of another kind, or lacks weights. One line.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except IncompleteModelError as error:
+        raise OptionError(f"--{flag} got {name!r}: {error}") from error
+    except LOADING_ERRORS as error:
+        raise OptionError(
+            f"--{flag} got {name!r}: {_reason(name, error)}; give the Hub id or folder of {needed}"
+        ) from error
+
+
+def _reason(name: str, error: Exception) -> str:
+    message = " ".join(str(error).split())
+    if "trust_remote_code" in message:
+        return "it needs code of its own, and code of a model's repository is never run here"
+    if not Path(name).is_dir():
+        if constants.HF_HUB_OFFLINE:
+            return (
+                "there is no such folder, and with HF_HUB_OFFLINE=1 only what the local Hub cache holds can be loaded"
+            )
+        return f"there is no such folder, and it cannot be loaded from the Hub ({_shortened(message)})"
+    return f"it cannot be loaded ({type(error).__name__}: {_shortened(message)})"
+
+
+def _shortened(message: str) -> str:
+    return message if len(message) <= LONGEST_REASON else message[: LONGEST_REASON - 3] + "..."

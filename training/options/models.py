@@ -1,0 +1,87 @@
+"""Flags of the models that a run starts from, and of LoRA."""
+
+from dataclasses import MISSING, dataclass
+from typing import ClassVar
+
+from training.options.declaration import AT_LEAST_ONE, FRACTION, POSITIVE, Resume, flag
+
+FIXED, FREE = Resume.FIXED, Resume.FREE
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The models that a run starts from."""
+
+    title: ClassVar[str] = "models"
+
+    pretrained_teacher_model: str = flag(
+        MISSING, "Hub id or folder of the teacher. The student starts from its weights.", resume=FIXED
+    )
+    revision: str | None = flag(None, "Branch, tag or commit of the teacher's Hub repo.", resume=FIXED)
+    variant: str | None = flag(None, "Variant of the teacher's weight files, such as fp16.", resume=FIXED)
+    pretrained_student_model: str | None = flag(
+        None,
+        "Hub id or folder of the model that the student starts from, if it is not the teacher: it may have another "
+        "prediction type, size or latent space (Table 1e). Student and teacher each keep their own autoencoder, text "
+        "encoders and schedule.",
+        resume=FIXED,
+    )
+    student_revision: str | None = flag(None, "Branch, tag or commit of the student's Hub repo.", resume=FIXED)
+    student_variant: str | None = flag(None, "Variant of the student's weight files, such as fp16.", resume=FIXED)
+    cache_dir: str | None = flag(
+        None, "Directory in which downloaded models and data sets are stored.", resume=FREE, private=True
+    )
+    student_init: str = flag(
+        "teacher",
+        "Initial weights of the student: `teacher` uses the pretrained weights (of --pretrained_student_model if it "
+        "is given). `random` collapses in the paper (Table 1c, FID 293.6) and exists for that comparison.",
+        resume=FIXED,
+        choices=("teacher", "random"),
+    )
+
+
+@dataclass(frozen=True)
+class SDXLOptions:
+    """Flags of SDXL's script alone."""
+
+    title: ClassVar[str] = "SDXL"
+
+    pretrained_vae_model_name_or_path: str | None = flag(
+        None,
+        "Autoencoder that replaces the student's own, such as madebyollin/sdxl-vae-fp16-fix. It is published with the "
+        "student. The stock SDXL autoencoder overflows in fp16, so it runs in bf16 or fp32 instead.",
+        resume=FIXED,
+    )
+    vae_revision: str | None = flag(
+        None, "Branch, tag or commit of the Hub repo of --pretrained_vae_model_name_or_path.", resume=FIXED
+    )
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """LoRA-only training."""
+
+    title: ClassVar[str] = "LoRA"
+
+    use_lora: bool = flag(
+        False,
+        "Train a LoRA adapter only. If the student starts from the teacher's repo, the teacher is the same UNet with "
+        "the adapter disabled, so there is one copy in memory.",
+        resume=FIXED,
+        saves="four fifths of weights and optimizer",
+    )
+    lora_rank: int = flag(64, "Rank of the update of each adapted weight.", resume=FIXED, range=AT_LEAST_ONE)
+    lora_alpha: float | None = flag(
+        None, "Scale of the update times the rank. By default --lora_rank, a scale of 1.", resume=FIXED, range=POSITIVE
+    )
+    lora_dropout: float = flag(
+        0.0, "Fraction of the adapter's inputs that is dropped during training.", resume=FIXED, range=FRACTION
+    )
+    lora_target_modules: tuple[str, ...] | None = flag(
+        None,
+        "Name endings of the modules to adapt. By default all linear layers and convolutions of the UNet's blocks, as "
+        "in LCM-LoRA.",
+        resume=FIXED,
+        metavar="NAME",
+    )
+    fuse_lora: bool = flag(False, "Also write the whole pipeline with the adapter fused into it.", resume=FREE)

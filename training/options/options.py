@@ -1,0 +1,74 @@
+"""All flags of a run, grouped in frozen dataclasses."""
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from training.options.data import DataOptions
+from training.options.declaration import Flag, flags_of
+from training.options.hardware import HardwareOptions
+from training.options.method import DiscriminatorOptions, MethodOptions
+from training.options.models import LoraOptions, ModelOptions, SDXLOptions
+from training.options.optimization import OptimizationOptions
+from training.options.output import HubOptions, OutputOptions, ValidationOptions
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags of a run. A function that needs one group takes that group, one that needs several takes all."""
+
+    models: ModelOptions
+    lora: LoraOptions
+    data: DataOptions
+    method: MethodOptions
+    discriminator: DiscriminatorOptions
+    optimization: OptimizationOptions
+    output: OutputOptions
+    validation: ValidationOptions
+    hub: HubOptions
+    hardware: HardwareOptions
+    sdxl: SDXLOptions = SDXLOptions()  # noqa: RUF009 (immutable)
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Options":
+        """The options that a parsed command line gives. Lists become tuples; flags that the parser lacks keep their
+        defaults.
+
+        Raises:
+            OptionError: a number outside of its flag's range.
+        """
+        groups = {}
+        for name, group in GROUPS.items():
+            values = {}
+            for flag in flags_of(group):
+                value = getattr(args, flag.name, flag.default)
+                values[flag.name] = tuple(value) if isinstance(value, list) else value
+                flag.check(values[flag.name])
+            groups[name] = group(**values)
+        return cls(**groups)
+
+    def flat(self) -> dict[str, Any]:
+        """Every flag's value by the flag's name, in the order of declaration."""
+        groups = [getattr(self, name) for name in GROUPS]
+        return {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
+
+    def public(self) -> dict[str, Any]:
+        """The flags that a model card may show: all but the private ones."""
+        private = {flag.name for flag in all_flags() if flag.is_private}
+        return {name: value for name, value in self.flat().items() if name not in private}
+
+    def recorded(self) -> dict[str, Any]:
+        """The flags that checkpoints and trackers may hold: all but the secret ones."""
+        secret = {flag.name for flag in all_flags() if flag.is_secret}
+        return {name: value for name, value in self.flat().items() if name not in secret}
+
+
+GROUPS: dict[str, type] = {field.name: field.type for field in dataclasses.fields(Options)}  # pyright: ignore
+
+
+def all_flags() -> Iterator[Flag]:
+    """Every flag of the training scripts."""
+    for group in GROUPS.values():
+        yield from flags_of(group)

@@ -1,0 +1,102 @@
+"""The output of a run: its folder, held against other runs, and its student, published there and on the Hub."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from training.checkpoints.folder_lock import lock_folder_of_run
+from training.main_process import on_main_process
+from training.options import Options
+from training.options.derived import make_student_scheduler
+from training.publishing.checkpoint_branch import CheckpointPusher
+from training.publishing.hub import check_push, push_published
+from training.publishing.output import write_output
+from training.publishing.output_folder import check_output_folder
+from training.publishing.single_file import check_export_file, export_single_file
+from training.run import Run
+from training.validation import averaged
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def output_folder(options: Options, accelerator: Accelerator) -> Iterator[None]:
+    """Hold `--output_dir` against every other run, once it is known that this run may write there, and to the Hub.
+
+    Raises:
+        OptionError: the folder holds something that a run could damage, or cannot be written to.
+        FolderInUse: another run writes there.
+        PublishError: `--push_to_hub` cannot work.
+    """
+    flat, names = options.flat(), ("dataset_name", "train_data_dir", "cache_dir_latents")
+    models = [name for name in flat if "_model" in name and not name.endswith(("_revision", "hub_model_id"))]
+    read = {f"--{name}": flat[name] for name in (*models, *names)}
+    output_dir = options.output.output_dir
+
+    def check() -> None:
+        check_output_folder(output_dir, options.output.resume_from_checkpoint, read)
+        if options.output.export_single_file is not None:
+            check_export_file(options.output.export_single_file, "--export_single_file")
+        if options.hub.push_to_hub:
+            check_push(options)
+
+    on_main_process(accelerator, check)
+    with lock_folder_of_run(accelerator, output_dir, "--output_dir"):
+        yield
+
+
+class Publisher:
+    """Publishes the student of a run: each checkpoint's on a branch if asked for, and the last one."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.pusher = None
+        if run.options.hub.push_every_checkpoint and run.accelerator.is_main_process:
+            self.pusher = CheckpointPusher(run.options)
+
+    def write(self, folder: Path) -> None:
+        """Write the published layout of the student as it is now. To be called at the main process.
+
+        Raises:
+            PublishError: it cannot be written; an older student in `folder` is as it was.
+        """
+        run = self.run
+        facts = {
+            "iterations": run.state.step,
+            "effective batch": run.effective_batch_size,
+            "seed": run.state.seed,
+            "prediction type": run.schedules[0].prediction_type,
+        }
+        if run.state.changed:
+            facts["changed on resume"] = "; ".join(run.state.changed)
+        scheduler = make_student_scheduler(run.options, run.family.scheduler)
+        with averaged(run.players.student, run.players.ema) as student:
+            write_output(run.options, folder, run.family, student, scheduler, facts)
+
+    def push_checkpoint(self) -> None:
+        """Queue the student of a checkpoint for the branch `checkpoints`, if that was asked for."""
+        if self.pusher is not None:
+            self.pusher.push(self.write, self.run.state.step)
+        self.run.accelerator.wait_for_everyone()
+
+    def publish(self) -> None:
+        """Write the finished student to `--output_dir`, export it, and push it, as asked for.
+
+        Raises:
+            PublishError: one of these failed; at every process.
+        """
+        on_main_process(self.run.accelerator, self._publish)
+
+    def _publish(self) -> None:
+        options, folder = self.run.options, Path(self.run.options.output.output_dir)
+        self.write(folder)
+        logger.info("Saved the student to %s", folder.resolve())
+        if options.output.export_single_file is not None:
+            export_single_file(folder, options.output.export_single_file)
+        if self.pusher is not None:
+            self.pusher.close()
+        if options.hub.push_to_hub:
+            push_published(options)
