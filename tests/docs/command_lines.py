@@ -112,10 +112,11 @@ def module_exists(name: str) -> bool:
 def known_flags() -> frozenset[str]:
     """Every flag of ours and of the two launchers, for those that a text mentions on their own."""
     parsers = [launch_command_parser(), torchrun_parser()]
-    mains = {"train_add", "train_add_sdxl", "examples.tiny.build", "examples.demo.report", *commands().values()}
-    mains |= {"evaluation.ablations.__main__", "evaluation.comparison", "benchmarks.full_size", "benchmarks.pipeline"}
-    for module in sorted(mains):
-        _run_parser(module, [], lambda parser, *_: parsers.append(parser))
+    for path in [*ROOT.glob("train_*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]:
+        source = path.read_text()
+        if re.search(r"^def main\(", source, re.MULTILINE) and "pars" in source and "tests" not in path.parts:
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            _run_parser(module, [], lambda parser, *_: parsers.append(parser))
     return frozenset(flag for parser in parsers for flag in _flags(parser))
 
 
@@ -203,6 +204,8 @@ def _run_parser(module: str, words: list[str], seen: Callable) -> None:
     original = argparse.ArgumentParser.parse_known_args
 
     def parse_known_args(parser, args=None, namespace=None):
+        if not parser.add_help:  # a helper that looks for one flag, such as --config, before the command line is parsed
+            return original(parser, args, namespace)
         with patch.object(argparse.ArgumentParser, "parse_known_args", original):  # for the parsers of sub-commands
             seen(parser, original, words if args is None else args)
         raise _Parsed
