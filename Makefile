@@ -7,6 +7,7 @@
 # make demo-long   the same as the demo with more iterations
 # make demo-sdxl   the same in SDXL's layout, with train_add_sdxl.py -> build/demo-sdxl/report.md
 # make demo-lora   the same as demo-sdxl, training an adapter alone -> build/demo-lora/report.md
+# make world  train the showcase's networks anew, in hours; stopped, it goes on -> build/world/packed
 # make test-conformance   diffusers' own pipeline tests against ours; needs network
 
 PYTHON ?= python3
@@ -48,8 +49,8 @@ REPORT_COMMAND = python -m examples.demo.report --tiny_dir $(TINY) --student $(D
   --commands '$(BUILD_COMMAND)' '$(TRAIN_COMMAND)'
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: demo demo-long demo-sdxl demo-lora test lint tiny tiny-sdxl test-conformance clean
-.PHONY: test-fast docs-check requirements
+.PHONY: demo demo-long demo-sdxl demo-lora world test test-fast lint docs-check requirements
+.PHONY: tiny tiny-sdxl test-conformance clean
 
 # The project itself is installed as well, as a link to this folder: its commands are in .venv/bin.
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
@@ -83,6 +84,15 @@ demo-sdxl: demo
 demo-lora: MORE_FLAGS := --use_lora --lora_rank 16 --learning_rate 5e-4 --fuse_lora
 demo-lora: DEMO := build/demo-lora
 demo-lora: demo
+
+WORLD := build/world
+world: $(VENV)/.installed
+	$(IN_VENV) python -m examples.showcase.write --output_dir $(WORLD)/pictures
+	$(IN_VENV) python -m examples.tiny.build --train_data_dir $(WORLD)/pictures --resolution 64 \
+	  --output_dir $(WORLD)/networks
+	$(IN_VENV) python -m examples.showcase.measure --networks_dir $(WORLD)/networks \
+	  --pictures_dir $(WORLD)/pictures --output_dir $(WORLD)/measured
+	$(IN_VENV) python -m examples.showcase.pack --networks_dir $(WORLD)/networks --output_dir $(WORLD)/packed
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

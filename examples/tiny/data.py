@@ -238,9 +238,9 @@ def write_split(folder: Path, examples: list[Example]) -> None:
 
 
 def read_split(folder: Path) -> Split:
-    """What `write_split` wrote, as tensors."""
+    """What `write_split` wrote, as tensors. Where rows have no label, the caption is the label."""
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
     images = np.stack([np.asarray(Image.open(folder / row["file_name"])) for row in rows])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
     attributes = {name: [row[name] for row in rows] for name in rows[0] if name not in COLUMNS}
-    return Split(pixels, [row["text"] for row in rows], [row["label"] for row in rows], attributes)
+    return Split(pixels, [row["text"] for row in rows], [row.get("label", row["text"]) for row in rows], attributes)

@@ -8,9 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from examples.showcase import scenes, write
+from examples.showcase import measure, pack, scenes, write
 from examples.showcase.scenes import NAMES, Scene, describe, draw_scene, draw_scene_of, is_held_out
+from tests.examples.tiny_build import run, write_folder
 
 ROOMY = Scene("beside", "frog", "medium", "sun", "small", "blue")
 
@@ -172,3 +177,89 @@ class TestPictures:
         assert pictures.std(axis=0).mean() > 8
         corners = np.median(pictures[:, [0, 0, -1, -1], [0, -1, 0, -1]], axis=1)
         assert (corners.argmax(axis=1) == 2).all()
+
+
+# --- networks -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory) -> Path:
+    """A world of hardly trained networks, built from a folder with `train`, `test` and `held_out`."""
+    root = tmp_path_factory.mktemp("world")
+    for half, count in (("train", 12), ("test", 5), ("held_out", 4)):
+        write_folder(root / "pictures" / half, count=count, label=False)
+        metadata = root / "pictures" / half / "metadata.jsonl"
+        rows = [json.loads(line) for line in metadata.read_text().splitlines()]
+        rows = [
+            {**row, "colour": row["text"].split()[1], "shape": ["square", "box"][i % 2]} for i, row in enumerate(rows)
+        ]
+        metadata.write_text("\n".join(map(json.dumps, rows)))
+        for name in (row["file_name"] for row in rows):
+            with Image.open(root / "pictures" / half / name) as image:
+                image.convert("RGB").resize((32, 32)).save(root / "pictures" / half / name)
+    run(root / "networks", root / "pictures")
+    return root
+
+
+def test_measured_on_both_splits(networks, tmp_path):
+    """Figures of both splits and a picture; untrained networks miss their gates, and the exit says which."""
+    flags = ["--networks_dir", str(networks / "networks"), "--pictures_dir", str(networks / "pictures")]
+    with pytest.raises(SystemExit, match=r"missed: teacher, 25 steps: relative_distance is"):
+        measure.main([*flags, "--output_dir", str(tmp_path / "out"), "--num_pictures", "4"])
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert set(figures["teacher"]) == {"test", "held_out"}
+    assert {"agreement_colour", "agreement_shape"} <= set(figures["evaluator"]["held_out"])
+    assert "CC-BY 4.0" in figures["artwork"]
+    with Image.open(tmp_path / "out" / "samples.png") as picture:
+        assert picture.width % 32 == 0
+
+
+def test_gates_of_the_showcase():
+    """Each attribute alone, the teacher in many steps, and that one step is bad."""
+    good = {
+        "evaluator": {"test": {"agreement": 0.9, "agreement_first": 0.98}},
+        "teacher": {"test": {"agreement": 0.91, "relative_distance": 2.9}},
+        "teacher_one_step": {"test": {"relative_distance": 9.0}},
+    }
+    assert measure.missed(good) == []
+    spoiled = json.loads(json.dumps(good))
+    spoiled["evaluator"]["test"]["agreement_first"] = 0.96
+    spoiled["teacher"]["test"] |= {"agreement": 0.89, "relative_distance": 3.1}
+    spoiled["teacher_one_step"]["test"]["relative_distance"] = 2.0
+    assert len(measure.missed(spoiled)) == 4
+
+
+def test_packed_networks_are_whole(networks, tmp_path):
+    """Half precision, all hashes right, no paths in the record, and diffusers draws with them."""
+    pack.main(["--networks_dir", str(networks / "networks"), "--output_dir", str(tmp_path / "packed")])
+    sums = dict(reversed(line.split("  ")) for line in (tmp_path / "packed" / "SHA256SUMS").read_text().splitlines())
+    found = hash_folder(tmp_path / "packed")
+    assert {**sums, "SHA256SUMS": found["SHA256SUMS"]} == found
+    assert "CC-BY 4.0" in (tmp_path / "packed" / "README.md").read_text()
+    assert str(networks) not in (tmp_path / "packed" / "build.json").read_text()
+    weights = {
+        name: load_file(root / "clip" / "model.safetensors")
+        for name, root in (("full", networks / "networks"), ("half", tmp_path / "packed"))
+    }
+    for name, tensor in weights["full"].items():
+        if tensor.is_floating_point():
+            assert weights["half"][name].dtype is torch.float16
+            torch.testing.assert_close(weights["half"][name].float(), tensor, atol=1e-3, rtol=1e-3)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "packed" / "teacher", torch_dtype=torch.float32)
+    picture = pipeline("a red square", num_inference_steps=1, output_type="np").images
+    assert np.isfinite(picture).all()
+
+
+def test_unfit_networks_are_not_packed(networks, tmp_path):
+    """Incomplete, too large, or in the way of something else: a reason, and nothing is left."""
+    with pytest.raises(ValueError, match=r"no teacher, clip, .* there; finish the build"):
+        pack.pack(tmp_path, tmp_path / "packed")
+    with pytest.raises(ValueError, match=r"MB in half precision, but 0.1 MB is the limit"):
+        pack.pack(networks / "networks", tmp_path / "packed", limit_mb=0.1)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "packed").mkdir()
+    with pytest.raises(ValueError, match="no SHA256SUMS says"):
+        pack.pack(networks / "networks", tmp_path / "packed")
+    save_file({"weight": torch.tensor([1e6])}, tmp_path / "large.safetensors")
+    with pytest.raises(ValueError, match="weight does not fit in half precision"):
+        pack.halve(tmp_path / "large.safetensors", tmp_path / "half.safetensors")

@@ -106,14 +106,17 @@ def measure_teacher(
     test: Split,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
+    count: int = MEASURED_PICTURES,
 ) -> dict[str, float]:
     """Agreement and Frechet distance of pictures drawn for held-out captions, and the same of real images.
+
+    At most `count` pictures are drawn, and no more than there are captions.
 
     Returns:
         `agreement` and `distance` of the pictures; `real_agreement` of the held-out images and `floor`, the distance
         of as many training images from them; `relative_agreement` and `relative_distance`, the quotients.
     """
-    count = min(MEASURED_PICTURES, len(test.captions), len(train.captions))
+    count = min(count, len(test.captions), len(train.captions))
     attributes = read_attributes(evaluator)
     targets = attributes.targets(test)
     features, logits = look(evaluator, test.pixels)
