@@ -1,5 +1,9 @@
 # make demo   the whole method on real data, on a CPU, in about a quarter of an hour -> build/demo/report.md
-# make test   lint and tests, offline
+# make test   lint, documents and all tests, offline
+# make test-fast   the tests of the inner loop, in under a minute
+# make lint   style, types and spelling
+# make docs-check   every command, flag, link, path and import in the documents exists
+# make requirements   requirements.txt, from pyproject.toml
 # make demo-long   the same as the demo with more iterations
 # make demo-sdxl   the same in SDXL's layout, with train_add_sdxl.py -> build/demo-sdxl/report.md
 # make demo-lora   the same as demo-sdxl, training an adapter alone -> build/demo-lora/report.md
@@ -45,12 +49,14 @@ REPORT_COMMAND = python -m examples.demo.report --tiny_dir $(TINY) --student $(D
   --commands '$(BUILD_COMMAND)' '$(TRAIN_COMMAND)'
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: demo demo-long demo-sdxl demo-lora world test lint tiny tiny-sdxl test-conformance clean
+.PHONY: demo demo-long demo-sdxl demo-lora world test test-fast lint docs-check requirements
+.PHONY: tiny tiny-sdxl test-conformance clean
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
+# The project itself is installed as well, as a link to this folder: its commands are in .venv/bin.
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r requirements-dev.txt -c constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' -c constraints.txt
 	touch $@
 
 tiny: $(VENV)/.installed
@@ -91,9 +97,23 @@ world: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/codespell
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# tests/docs is among the tests.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST) -n 2 --dist worksteal
+
+# Which tests are slow is in tests/slow.py.
+test-fast: $(VENV)/.installed
+	$(PYTEST) -n 2 --dist worksteal -m "not slow"
+
+docs-check: $(VENV)/.installed
+	$(PYTEST) tests/docs
+
+requirements: $(VENV)/.installed
+	$(BIN)/python -m tests.packaging.requirements
 
 # diffusers' own pipeline tests against ours and, as a control, the stock pipelines; fetched where there is network.
 DIFFUSERS_CHECKOUT ?= build/diffusers

@@ -7,8 +7,8 @@ from huggingface_hub import constants
 
 from training.errors import UserError
 
-# How the packages that only the evaluation, the demo and the tests need are installed. Said here and nowhere else.
-INSTALL_EXTRAS = "pip install -r requirements-dev.txt"
+# How the packages that only the evaluation and the demo need are installed, in a checkout. Said here and nowhere else.
+INSTALL_EXTRAS = "pip install '.[evaluation]'"
 
 
 class EvaluationError(UserError, ValueError):
