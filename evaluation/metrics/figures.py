@@ -9,19 +9,30 @@ import io
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, Dinov2ForImageClassification
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    Dinov2ForImageClassification,
+    ResNetForImageClassification,
+)
 
 
 class Evaluator(nn.Module):
-    """A frozen image classifier in DINOv2's layout: its class token is the feature, its logits judge the caption.
+    """A frozen image classifier in DINOv2's or ResNet's layout: its logits judge the caption, its class token, or the
+    mean of its last stage over the image, is the feature.
 
     Args:
-        model: classifier of D-dimensional tokens and K labels.
+        model: classifier of D-dimensional features and K labels; `config.image_size` is the side of its images.
         image_mean: per channel, for images in [0, 1].
         image_std: per channel, for images in [0, 1].
     """
 
-    def __init__(self, model: Dinov2ForImageClassification, image_mean: list[float], image_std: list[float]):
+    def __init__(
+        self,
+        model: Dinov2ForImageClassification | ResNetForImageClassification,
+        image_mean: list[float],
+        image_std: list[float],
+    ):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.register_buffer("image_mean", torch.tensor(image_mean).view(1, -1, 1, 1))
@@ -31,7 +42,7 @@ class Evaluator(nn.Module):
     def from_pretrained(cls, path: str) -> "Evaluator":
         """Load classifier and normalization from a folder or Hub id with `preprocessor_config.json`."""
         processor = AutoImageProcessor.from_pretrained(path)
-        return cls(Dinov2ForImageClassification.from_pretrained(path), processor.image_mean, processor.image_std)
+        return cls(AutoModelForImageClassification.from_pretrained(path), processor.image_mean, processor.image_std)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,6 +51,8 @@ class Evaluator(nn.Module):
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
         outputs = self.model((images - self.image_mean) / self.image_std, output_hidden_states=True)
+        if isinstance(self.model, ResNetForImageClassification):
+            return outputs.hidden_states[-1].mean(dim=(2, 3)), outputs.logits
         # The last hidden state comes before the final LayerNorm: with it, this is the backbone's `pooler_output`.
         return self.model.dinov2.layernorm(outputs.hidden_states[-1][:, 0]), outputs.logits
 

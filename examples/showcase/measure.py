@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from transformers import Dinov2ForImageClassification
+from transformers import ResNetForImageClassification
 
 from examples.showcase.objects import ATTRIBUTION
 from examples.tiny.captioned.gates import Gate
@@ -31,7 +31,7 @@ ONE_STEP_GATES = (Gate("relative_distance", 6.0, ADVICE),)
 SPLITS = ("test", "held_out")
 
 
-def measure_evaluator(evaluator: Dinov2ForImageClassification, split: Split) -> dict[str, float]:
+def measure_evaluator(evaluator: ResNetForImageClassification, split: Split) -> dict[str, float]:
     """Share of real pictures whose attributes are read rightly: of all at once, and of each."""
     attributes = read_attributes(evaluator)
     return attributes.agreement(look(evaluator, split.pixels)[1], attributes.targets(split))
@@ -65,7 +65,7 @@ def draw_samples(path: Path, pipeline: DiffusionPipeline, splits: dict[str, Spli
 
 def measure(networks: Path, pictures: Path, out: Path, guidance: float, count: int) -> dict[str, dict]:
     """Measure evaluator and teacher on every split of `SPLITS`, and write the files. Returns the figures."""
-    evaluator = Dinov2ForImageClassification.from_pretrained(networks / "evaluator", dtype=torch.float32).eval()
+    evaluator = ResNetForImageClassification.from_pretrained(networks / "evaluator", dtype=torch.float32).eval()
     pipeline = DiffusionPipeline.from_pretrained(networks / "teacher", torch_dtype=torch.float32)
     train = read_split(pictures / "train")
     splits = {name: read_split(pictures / name) for name in SPLITS}

@@ -9,7 +9,8 @@ leaves in the output folder
     autoencoder/      the KL autoencoder                                AutoencoderKL
     teacher/          the whole pipeline                                StableDiffusion(XL)Pipeline
     feature_network/  F of the discriminator                            Dinov2Model
-    evaluator/        classifier and features for the Frechet distance  Dinov2ForImageClassification
+    evaluator/        classifier and features for the Frechet distance  Dinov2ForImageClassification, or for
+                      --train_data_dir ResNetForImageClassification
     preview/          a grid of the teacher's pictures
     build.json        arguments, hashes, measured quality, seconds
 

@@ -20,6 +20,8 @@ from transformers import (
     Dinov2Config,
     Dinov2ForImageClassification,
     Dinov2Model,
+    ResNetConfig,
+    ResNetForImageClassification,
 )
 
 IMAGE_SIZE = 32  # pixels
@@ -206,3 +208,23 @@ def make_classifier(
     agreement of image and caption."""
     ids = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     return Dinov2ForImageClassification(dinov2_config(width, layers, patch_size, image_size, **ids))
+
+
+def make_residual_classifier(
+    labels: list[str], widths: tuple[int, ...] = (32, 64, 128), image_size: int = IMAGE_SIZE
+) -> ResNetForImageClassification:
+    """A residual network with a linear head, images `(B, 3, H, H)`: one block of each of `widths` channels.
+
+    Convolutions learn shapes from a thousand images, which a transformer this small does not.
+    """
+    return ResNetForImageClassification(
+        ResNetConfig(
+            embedding_size=widths[0],
+            hidden_sizes=list(widths),
+            depths=[1] * len(widths),
+            layer_type="basic",
+            image_size=image_size,
+            id2label=dict(enumerate(labels)),
+            label2id={name: i for i, name in enumerate(labels)},
+        )
+    )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from evaluation.metrics import Evaluator
 from examples.tiny import build as builder
 from examples.tiny import data
 from examples.tiny.captioned import autoencoder, clip, plan, reading, teacher, vision
@@ -274,9 +275,12 @@ def test_build_of_64_pixels_with_attributes(tmp_path):
     out = tmp_path / "out"
     stages = run(out, write_halves(tmp_path / "images"), "--resolution", "64")["stages"]
     assert {"agreement", "agreement_colour", "agreement_half"} <= set(stages["evaluator"]["quality"])
-    model = vision.Dinov2ForImageClassification.from_pretrained(out / "evaluator")
+    model = vision.ResNetForImageClassification.from_pretrained(out / "evaluator")
     assert vision.read_attributes(model).values["colour"] == ("blue", "green", "red")
     assert model.config.id2label[0] == "colour: blue"
+    pixels = data.read_split(out / "data" / "test").pixels
+    features, logits = Evaluator.from_pretrained(str(out / "evaluator"))(pixels / 2 + 0.5)
+    torch.testing.assert_close((features, logits), vision.look(model.eval(), pixels), atol=1e-4, rtol=1e-4)
     pipeline = teacher.DiffusionPipeline.from_pretrained(out / "teacher")
     assert teacher.draw_pictures(pipeline, ["a red square"], 1, 1.0).shape == (1, 3, 64, 64)
     assert pipeline.unet.config.sample_size == 8

@@ -17,8 +17,9 @@ class Plan:
         vae_channels: of the autoencoder's levels, each half as large as the one before.
         vae_batch_size: images a batch of the autoencoder.
         text_width: of the text encoder.
-        vision_width: of the feature network and the evaluator.
-        vision_layers: of the feature network and the evaluator.
+        vision_width: of the feature network.
+        vision_layers: of the feature network.
+        evaluator_widths: channels of the evaluator's stages.
         unet_channels: of the UNet's two levels.
         iterations: of the first round of each stage.
     """
@@ -30,6 +31,7 @@ class Plan:
     text_width: int
     vision_width: int
     vision_layers: int
+    evaluator_widths: tuple[int, ...]
     unet_channels: tuple[int, int]
     iterations: dict[str, int]
 
@@ -50,7 +52,7 @@ def lengthen(iterations: int, images: int) -> int:
 
 def make_plan(resolution: int, images: int) -> Plan:
     """The plan for so many training `images` of `resolution` pixels, 32 or 64."""
-    lengths = {"clip": 900, "autoencoder": 1500, "evaluator": 1800, "feature_network": 1500, "teacher": 4500}
+    lengths = {"clip": 900, "autoencoder": 1500, "evaluator": 2000, "feature_network": 1500, "teacher": 4500}
     large = images >= LARGE_SET
     return Plan(
         resolution=resolution,
@@ -60,6 +62,7 @@ def make_plan(resolution: int, images: int) -> Plan:
         text_width=96 if large else 64,
         vision_width=128 if large else 64,
         vision_layers=4,
+        evaluator_widths=(64, 128, 256) if large else (32, 64, 128),
         unet_channels=(64, 128) if large else (48, 96),
         iterations={stage: lengthen(iterations, images) for stage, iterations in lengths.items()},
     )

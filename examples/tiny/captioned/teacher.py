@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiffusionPipeline
-from transformers import Dinov2ForImageClassification
+from transformers import ResNetForImageClassification
 
 from evaluation.metrics import frechet_distance
 from examples.tiny.autoencoder import encode_moments
@@ -52,7 +52,7 @@ def train_teacher(
         GateMissedError: the teacher's guided pictures are too far from the held-out ones or from their captions.
     """
     vae = AutoencoderKL.from_pretrained(vae_folder).eval().requires_grad_(False)
-    evaluator = Dinov2ForImageClassification.from_pretrained(evaluator_folder).eval()
+    evaluator = ResNetForImageClassification.from_pretrained(evaluator_folder).eval()
     mean, std = (moment * vae.config.scaling_factor for moment in encode_moments(vae, train.pixels))
     pipeline = assemble(clip_folders, vae, make_scheduler(prediction_type), **plan.unet_config)
     unet, scheduler = pipeline.unet, pipeline.scheduler
@@ -101,7 +101,7 @@ def draw_pictures(
 
 def measure_teacher(
     pipeline: DiffusionPipeline,
-    evaluator: Dinov2ForImageClassification,
+    evaluator: ResNetForImageClassification,
     train: Split,
     test: Split,
     steps: int = STEPS,
@@ -144,7 +144,7 @@ def preview_teacher(
     Returns the figures of one step, which is to be bad: it is what distillation mends.
     """
     pipeline = DiffusionPipeline.from_pretrained(teacher_folder)
-    evaluator = Dinov2ForImageClassification.from_pretrained(evaluator_folder).eval()
+    evaluator = ResNetForImageClassification.from_pretrained(evaluator_folder).eval()
     captions = test.captions[:PREVIEW_COUNT]
     pictures = [draw_pictures(pipeline, captions, *settings) for settings in ((STEPS, GUIDANCE), (1, 1.0))]
     out.mkdir(parents=True, exist_ok=True)
