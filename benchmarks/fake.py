@@ -89,7 +89,7 @@ class FakeRun:
         if self.players.ema is not None:
             yield from self.players.ema.shadow_params
 
-    def iterate(self, batch_size: int) -> None:
+    def run_iteration(self, batch_size: int) -> None:
         """One iteration, as the training script has it."""
         accumulated = self.options.optimization.gradient_accumulation_steps
         iteration(self.players, [self._batch(batch_size) for _ in range(accumulated)])
@@ -175,13 +175,14 @@ def _make_networks(architecture: Architecture, options: Options) -> Networks:
     tiny = None if options.hardware.pretrained_tiny_vae_model is None else frozen(make_tiny_vae(), half(options))
     if options.lora.use_lora:
         student = frozen_unet()
+        prepare_output_layers(student, options, architecture.prediction_type)
         add_lora(student, options.lora)
     else:
         student = architecture.make_unet()
+        prepare_output_layers(student, options, architecture.prediction_type)
     teacher = None
     if options.method.distillation_weight > 0:
         teacher = student if options.lora.use_lora else frozen_unet()
-    prepare_output_layers(student, options, architecture.prediction_type)
     if options.hardware.gradient_checkpointing:
         student.enable_gradient_checkpointing()
         vae.enable_gradient_checkpointing()

@@ -110,9 +110,13 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _cast_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Before a stage: cast its inputs to the dtype of its weights, unless autocast does so."""
+    """Before a stage: cast its inputs to the dtype of its weights, unless autocast does so.
+
+    Autocast does not cast the inputs of normalization layers on a CPU, so those of bfloat16 weights are always cast.
+    """
     dtype = _dtype(module)
-    if dtype not in (torch.bfloat16, torch.float32) or _is_autocast(_device_type(args, kwargs)):
+    is_cast = dtype == torch.float32 and _is_autocast(_device_type(args, kwargs))
+    if dtype not in (torch.bfloat16, torch.float32) or is_cast:
         return args, kwargs
     return _cast(args, dtype), _cast(kwargs, dtype)
 

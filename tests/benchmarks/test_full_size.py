@@ -8,16 +8,15 @@ import torch
 
 from benchmarks import full_size, measure, runs
 from benchmarks.architectures import RECIPES
-from tests import tiny_world
+from tests.runs import parse
 from training.models.families import StableDiffusion
-from training.options import make_parser
 from training.options.refusals import refuse
 
 
 @pytest.mark.parametrize("extra", [(), ("--use_lora", "--lora_rank", 2, "--mixed_precision", "bf16")])
 def test_iterations_of_the_real_loop_are_timed(world, tmp_path, extra):
-    args = make_parser("test").parse_args(tiny_world.flags(world, tmp_path / "out", *extra))
-    speed = measure.time_iterations(args, StableDiffusion, iterations=2, warmup=1)
+    options = parse(world, tmp_path / "out", *extra)
+    speed = measure.time_iterations(options, StableDiffusion, iterations=2, warmup=1)
     assert speed.milliseconds > 0
     assert speed.images_per_second == pytest.approx(4 / (speed.milliseconds / 1e3))
     assert 0.1 < speed.peak_gib < 100  # of the process

@@ -77,7 +77,6 @@ def load_networks(options: Options, student: Family, teacher: Family, accelerato
     for network in {unet, teacher_unet} - {None}:
         if options.hardware.enable_xformers_memory_efficient_attention:
             network.enable_xformers_memory_efficient_attention()
-    prepare_output_layers(unet, options, student.scheduler.config.prediction_type)
     if options.hardware.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         latents.vae.enable_gradient_checkpointing()
@@ -85,9 +84,13 @@ def load_networks(options: Options, student: Family, teacher: Family, accelerato
 
 
 def prepare_output_layers(unet: UNet2DConditionModel, options: Options, prediction_type: str) -> None:
-    """With bf16, let the outermost layers of an epsilon student compute in float32, unless a flag says otherwise."""
+    """With bf16, let the outermost layers of an epsilon student compute in float32, unless a flag says otherwise.
+
+    To be called before an adapter is added, whose weights stay as they are. A quantized base is left as it is.
+    """
     is_amplified = precision(options) == "bf16" and prediction_type == "epsilon"
-    if is_amplified and not options.hardware.allow_bf16_output:
+    is_quantized = options.lora.use_lora and options.hardware.teacher_precision in QUANTIZED
+    if is_amplified and not is_quantized and not options.hardware.allow_bf16_output:
         keep_output_in_float32(unet)
 
 
@@ -132,6 +135,7 @@ def _load_student(options: Options, family: Family, dtype: torch.dtype, device: 
         base = _load_frozen(family, options.hardware.teacher_precision, dtype, device)
         if options.hardware.teacher_precision in QUANTIZED:
             keep_norms_in_float32(base)
+        prepare_output_layers(base, options, family.scheduler.config.prediction_type)
         try:
             add_lora(base, options.lora)
         except ValueError as error:
@@ -140,6 +144,7 @@ def _load_student(options: Options, family: Family, dtype: torch.dtype, device: 
     unet = family.load_unet(torch.float32, device)
     if options.models.student_init == "random":
         unet = UNet2DConditionModel.from_config(unet.config).to(device)
+    prepare_output_layers(unet, options, family.scheduler.config.prediction_type)
     return unet.train().requires_grad_(True)
 
 
