@@ -83,6 +83,11 @@ def training_options(*args) -> Options:
     return Options.of(make_training_parser("benchmark").parse_args(training_flags(*args)))
 
 
+def without_cache(options: Options) -> Options:
+    """The same run with its encoders online."""
+    return dataclasses.replace(options, hardware=dataclasses.replace(options.hardware, cache_dir_latents=None))
+
+
 def count(
     models: Sequence[str], resolution: int, recipes: Sequence[str], batch: int, more: Sequence[str]
 ) -> list[dict]:
@@ -113,8 +118,7 @@ def compare_options(model: str, resolution: int) -> list[dict]:
     for option in OPTIONS:
         asked = training_options(model, option.recipe, resolution, 1, "world", option.flags)
         if not option.is_cached:
-            uncached = dataclasses.replace(asked.hardware, cache_dir_latents=None)
-            asked = dataclasses.replace(asked, hardware=uncached)
+            asked = without_cache(asked)
         costs = count_iteration(model, asked, BATCHES)
         peaks = " | ".join(f"{cost.peak_gib:.1f}" for cost in costs)
         print(f"| {option.title} | {costs[0].tflop:.1f} | {peaks} | {costs[0].resting_gib:.1f} |", flush=True)

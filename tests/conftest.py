@@ -2,6 +2,7 @@
 disk."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,7 +16,9 @@ from accelerate.state import AcceleratorState
 from tests import tiny_world
 from tests.network import block_network
 from tests.runs import SCRIPTS, Script
+from tests.slow import is_slow
 
+ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
 block_network()
 
@@ -52,3 +55,10 @@ def script(request):
     """Both scripts, one after the other."""
     world, module, stock, ours = SCRIPTS[request.param]
     return Script(module, request.getfixturevalue(world), stock, ours)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what `make test-fast` leaves out."""
+    for item in items:
+        if is_slow(item.path.relative_to(ROOT).as_posix()):
+            item.add_marker(pytest.mark.slow)

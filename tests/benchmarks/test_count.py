@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks.architectures import ARCHITECTURES, DINOV2_L, DINOV2_S, MEMORY, make_dinov2, make_openclip_g
 from benchmarks.count import GIB, count_components, count_iteration
-from benchmarks.full_size import training_options
+from benchmarks.full_size import training_options, without_cache
 
 COMPONENTS = {
     "sd15 UNet @512": 0.80, "sd15 UNet @512 +backward": 2.41,
@@ -98,9 +98,7 @@ def test_what_rests_between_iterations(flags, per_trainable, per_frozen):
 def test_the_cache_takes_the_place_of_the_encoders():
     """An image's encoding, DINOv2-L on it, two text encoders on its caption; and those three encoders' memory."""
     cached = counted("sd15", "C", *NO_HALO)
-    args = training_options("sd15", "C", 512, 1, "world", NO_HALO)
-    args.cache_dir_latents = None
-    [online] = count_iteration("sd15", args)
+    [online] = count_iteration("sd15", without_cache(training_options("sd15", "C", 512, 1, "world", NO_HALO)))
     with torch.device("meta"):
         encoders = [*ARCHITECTURES["sd15"].make_text_encoders(), make_openclip_g(), make_dinov2(DINOV2_L)]
     parameters = [sum(p.numel() for p in encoder.parameters()) for encoder in encoders]
