@@ -247,7 +247,7 @@ def test_refuses_what_cannot_be_measured(folders, extra, message, capsys):
 def test_a_missing_package_is_one_line(folders, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert exit_status(report.main, flags(folders)) == 2
-    assert "matplotlib, which is not installed. Install it with `pip install -r" in capsys.readouterr().err
+    assert "matplotlib, which is not installed. Install it with `pip install '.[evaluation]'" in capsys.readouterr().err
 
 
 def some_scalars(**values) -> curves.Scalars:

@@ -96,7 +96,7 @@ def test_stale_cache_is_refused_before_anything_is_loaded(world, tmp_path, extra
 
     prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     places = {name: tmp_path / name for name in ("data", "vae", "scaling", "text")}
-    tiny_world.write_images(places["data"], 24)
+    tiny_world.write_images(places["data"], 20)
     for name in ("vae", "scaling", "text"):
         shutil.copytree(world / "teacher", places[name])
     flip_last_bit(places["vae"] / "vae/diffusion_pytorch_model.safetensors")

@@ -1,9 +1,8 @@
 """Tokens: trimmed where they come in, and never in a message."""
 
-from types import SimpleNamespace
-
 import pytest
 
+from tests.runs import options_of
 from training.publishing.hub import check_push, publish
 from training.publishing.layout import PublishError
 from training.publishing.token import clean_token, redact
@@ -51,9 +50,9 @@ def test_no_message_of_publishing_shows_a_token(failing_client, monkeypatch, tmp
     monkeypatch.setattr("training.publishing.hub.published_files", lambda *_: ["model_index.json"])
     with pytest.raises(PublishError) as published:
         publish(tmp_path, "me/fox", token=TOKEN + "\r")
-    args = SimpleNamespace(output_dir=str(tmp_path), hub_model_id="me/fox", hub_token=TOKEN + " \n")
+    words = ("--pretrained_teacher_model", "x", "--output_dir", tmp_path, "--hub_model_id", "me/fox")
     with pytest.raises(PublishError) as checked:
-        check_push(args)
+        check_push(options_of(*words, "--hub_token", TOKEN + " \n"))
     assert failing_client == [TOKEN, TOKEN]
     for caught in (published, checked):
         assert TOKEN not in str(caught.value)
