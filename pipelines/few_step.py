@@ -34,7 +34,7 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
     passed `timesteps=pipe.sampling_timesteps(n)`.
 
     In bfloat16, a student that predicts epsilon is deliberately NOT equal to the stock pipeline, but closer to float32
-    by a factor of about five: a student multiplies the rounding of its output by up to 14.6, so the UNet's outermost
+    by a factor of five or more: a student multiplies the rounding of its output by up to 14.6, so the UNet's outermost
     layers and the scheduler's step are computed in float32, and `latents` are float32. See `keep_output_in_float32`.
 
     The scheduler is a stock one. The published `DDPMScheduler` draws from the posterior q(x_t' | x_t, x0), as an

@@ -28,10 +28,10 @@ def keep_output_in_float32(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
     In a UNet with the blocks of Stable Diffusion, briefly trained on latents of unit variance, the RMS error of a
     one-step latent (standard deviation 1.9) falls from 0.070 to 0.004 under autocast, and from 0.080 to 0.004 with
-    bfloat16 weights: float16 has 0.008. Without the first down block it would be 0.017 and 0.025. Weights that have
+    bfloat16 weights. Without the first down block it would be 0.017 and 0.025. Weights that have
     already been rounded to bfloat16 cannot be restored, and leave 0.033; `to_bfloat16` rounds only the other ones. The
     outermost blocks have the highest resolution, so these layers are 38 % of the operations of Stable Diffusion 1.5
-    (512 pixels) and 7 % of SDXL (1024 pixels). TF32, if enabled, reduces their cost and is as precise as float16.
+    (512 pixels) and 7 % of SDXL (1024 pixels). TF32, if enabled, reduces their cost and has the precision of float16.
 
     Call it before the UNet is compiled or wrapped for distribution, and after adapters have been added to `conv_in` or
     `conv_out`, which replaces these modules. Further calls change nothing. It uses hooks, which work together with
