@@ -90,12 +90,13 @@ class Flag:
         """Raises: OptionError: a number is not finite, or outside of the flag's range."""
         if self.kind not in (int, float) or value is None:
             return
+        shown = list(value) if isinstance(value, tuple) else value
         for number in value if isinstance(value, tuple) else (value,):
             if not math.isfinite(number):
                 without_limit = "; 1e9 never clips" if self.name == "max_grad_norm" else ""
-                raise OptionError(f"--{self.name} got {value!r}: give a finite number{without_limit}")
+                raise OptionError(f"--{self.name} got {shown!r}: give a finite number{without_limit}")
             if self.range is not None and not self.range.holds(number):
-                raise OptionError(f"--{self.name} got {value!r}: give {self.range.text}")
+                raise OptionError(f"--{self.name} got {shown!r}: give {self.range.text}")
 
 
 def flag(

@@ -137,14 +137,6 @@ def _check_models(options: Options) -> None:
             flat[flag],
             f"it has no effect without --{model}",
         )
-    for flag, model in (
-        ("discriminator_text_model_revision", "discriminator_text_model"),
-        ("discriminator_image_model_revision", "discriminator_image_model"),
-        ("tiny_vae_revision", "pretrained_tiny_vae_model"),
-        ("vae_revision", "pretrained_vae_model_name_or_path"),
-    ):
-        named = flat[model] not in (None, NONE)
-        _require(flat[flag] is None or named, flag, flat[flag], f"it is read only with --{model}")
     for flag in ("lora_alpha", "lora_target_modules", "fuse_lora"):
         value = getattr(lora, flag)
         _require(not value or lora.use_lora, flag, value, "add --use_lora, or the flag has no effect")
@@ -222,14 +214,14 @@ def _check_output(options: Options) -> None:
         value = getattr(hub, flag)
         shown = "***" if flag == "hub_token" else value
         _require(not value or hub.push_to_hub, flag, shown, "add --push_to_hub, or nothing is pushed")
-    trackers = _trackers(output.report_to)
     if hub.hub_token is not None:
         _require(
-            "wandb" not in trackers,
+            output.report_to != "wandb" and (output.report_to != "all" or find_spec("wandb") is None),
             "hub_token",
             "***",
             "wandb stores the command line, and the token with it; use `hf auth login` instead",
         )
+    _check_trackers(output.report_to)
 
 
 # The packages without which accelerate passes over a tracker in silence.
@@ -239,17 +231,14 @@ _TRACKER_PACKAGES = {
 }  # fmt: skip
 
 
-def _trackers(report_to: str) -> tuple[str, ...]:
-    """The trackers that `--report_to` asks for. Raises: OptionError: one is unknown or not installed."""
-    if report_to == NONE:
-        return ()
-    if report_to == "all":
-        return tuple(name for name, package in _TRACKER_PACKAGES.items() if find_spec(package) is not None)
+def _check_trackers(report_to: str) -> None:
+    """Raises: OptionError: the tracker that `--report_to` asks for is unknown or not installed."""
+    if report_to in (NONE, "all"):
+        return
     known = ", ".join((*_TRACKER_PACKAGES, "all", NONE))
     _require(report_to in _TRACKER_PACKAGES, "report_to", report_to, f"choose from {known}")
     package = _TRACKER_PACKAGES[report_to]
     _require(find_spec(package) is not None, "report_to", report_to, f"it is not installed: pip install {package}")
-    return (report_to,)
 
 
 def _check_hardware(options: Options) -> None:
