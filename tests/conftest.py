@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import diffusers
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -30,6 +31,12 @@ collect_ignore = [] if "DIFFUSERS_CHECKOUT" in os.environ else ["conformance"]
 def _fresh_accelerate():
     """accelerate keeps its precision for a process; tests in one process want different ones."""
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def _usual_verbosity():
+    """Commands make the libraries quiet for a process; tests in one process want to see their warnings."""
+    diffusers.utils.logging.set_verbosity_warning()
 
 
 @pytest.fixture(scope="session")

