@@ -93,7 +93,7 @@ def test_the_trained_size_is_drawn_and_recorded(tmp_path, world, pipeline):
 
 def test_what_a_pipeline_refuses_is_one_line(pipeline):
     with pytest.raises(EvaluationError, match=r"StableDiffusionPipeline cannot be called with .*17"):
-        draw_images(pipeline, plan_shots(["a"], 1, 0), CALL | {"height": 17})
+        draw_images(pipeline, plan_shots(["a"], 1, 0), CALL | {"height": 17, "width": 32})
 
 
 def test_large_images_are_reduced_and_small_ones_left():

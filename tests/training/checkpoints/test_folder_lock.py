@@ -110,7 +110,8 @@ def test_ranks_of_one_run(tmp_path, request, is_held):
         timeout=120, check=False, env=os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
     )  # fmt: skip
     expected = {"refused 0 1 True", "refused 1 1 True"} if is_held else {"held 0", "held 1"}
-    assert set(done.stdout.splitlines()) >= expected, done.stderr
+    # Two processes write to one pipe, so that their lines may be joined.
+    assert all(line in done.stdout for line in expected), done.stderr
 
 
 def test_context_of_a_run_frees_the_folder(tmp_path):
