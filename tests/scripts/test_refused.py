@@ -38,7 +38,7 @@ def refused(script, capsys, *argv):
         (("--dataset_name", "x", "--use_lora", "--teacher_precision", "bf16", "--mixed_precision", "no"),
          "--teacher_precision got 'bf16': with --use_lora.*--mixed_precision bf16"),
         (("--dataset_name", "x", "--use_lora", "--teacher_precision", "4bit", "--mixed_precision", "no"), "got '4bit'"),
-        (("--dataset_name", "x", "--tiny_vae_revision", "v2"), "got 'v2'.*has no effect without --pretrained_tiny_vae_model"),
+        (("--dataset_name", "x", "--tiny_vae_revision", "v2"), "got .v2..*without --pretrained_tiny_vae_model"),
         (("--dataset_name", "x", "--discriminator_text_model", "none", "--discriminator_text_model_revision", "v2"),
          "--discriminator_text_model_revision got 'v2': it has no effect without --discriminator_text_model"),
         (("--dataset_name", "x", "--ema_decay", 1), r"--ema_decay got 1.0: give a number in \[0, 1\)"),
