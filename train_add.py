@@ -23,7 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from distillation.losses import Batch, StudentSample
 from distillation.noise import derive_seed
-from training.accelerator import make_accelerator
+from training.accelerator import end_training, make_accelerator
 from training.command import run_command
 from training.data.dataset import load_rows, make_dataloader, make_reader
 from training.description import describe
@@ -229,11 +229,11 @@ def train(options: Options, family: type[Family]) -> None:
                 save(run)
                 publisher.push_checkpoint()
             if signum:
-                accelerator.end_training()
+                end_training(accelerator)
                 raise Interrupted(signum, run.state.step)
         progress.close()
         publisher.publish()
-        accelerator.end_training()
+        end_training(accelerator)
 
 
 def micro_batches(run: Run) -> Iterator[list[dict[str, Any]]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+import torch.distributed
 import transformers
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration
@@ -42,6 +43,23 @@ def make_accelerator(options: Options) -> Accelerator:
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     set_tf32(options.hardware.allow_tf32)
     return accelerator
+
+
+# Process groups of runs that have ended; see `end_training`.
+_groups: list[torch.distributed.ProcessGroup | None] = []
+
+
+def end_training(accelerator: Accelerator) -> None:
+    """Finish the trackers and leave the process group.
+
+    A reference to the group is kept for the life of the process. Otherwise DistributedDataParallel's reducer would drop
+    the last one, and torch's destructor then joins gloo's threads while it holds the GIL, which those threads wait for
+    in order to free their tensors: every process would hang after the student is saved. Where Python drops the last
+    reference, torch releases the GIL first.
+    """
+    if torch.distributed.is_initialized():
+        _groups.append(torch.distributed.group.WORLD)
+    accelerator.end_training()
 
 
 def set_tf32(allowed: bool) -> None:
