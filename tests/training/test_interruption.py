@@ -135,10 +135,10 @@ with Interruption() as interruption:
     for step in range(1000):
         time.sleep(0.05)
         if step == 3:
-            os.write(1, b"ready\n")  # in one piece: the processes share the pipe
+            os.write(1, b"ready\\n")  # in one piece: the processes share the pipe
         if signum := interruption.agreed(accelerator):
             time.sleep(2)  # saving takes longer than the echo needs
-            os.write(1, f"saved {step}\n".encode())
+            os.write(1, f"saved {step}\\n".encode())
             sys.exit(Interrupted(signum, step).status)
 """,
         "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1", "--master_port=0",
