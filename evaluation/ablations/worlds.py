@@ -95,7 +95,7 @@ class TinyWorld:
         if not any(place in row.flags for row in rows for place in ("{clip_l}", "{untrained}")):
             return []
         words = ["--tiny_dir", str(self.tiny_dir), "--output_dir", str(self.stand_ins)]
-        return [["python", "-m", "evaluation.ablations.stand_ins", *words]]
+        return [["python", "-m", "examples.tiny.stand_ins", *words]]
 
     def measure_student(self, student: Path, steps: int, launch: Launch) -> Figures:
         """See `World`."""

@@ -17,8 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from evaluation.command_line import OneLineParser, make_parser
-from evaluation.comparison.distil_lcm import PROGRAM as LCM_PROGRAM
-from evaluation.comparison.distil_lcm import RECORD
 from evaluation.comparison.table2 import check_claims, load_entry, table2_markdown, table_entries
 from evaluation.errors import EvaluationError
 from evaluation.runs.environment import describe_environment
@@ -28,6 +26,9 @@ from training.command import run_command
 
 PROGRAM = "python -m evaluation.comparison"
 RUN_FILE = "add_run.json"
+# LCM's distillation is an example, and the examples import this folder: it is run as a command.
+LCM_PROGRAM = "python -m examples.lcm"
+LCM_RECORD = "lcm.json"  # where it leaves its command line
 
 
 def make_comparison_parser() -> OneLineParser:
@@ -89,8 +90,8 @@ def launch_lcm(command: list[str], folder: Path) -> None:
     Raises:
         EvaluationError: it has what another command made, or the distillation failed.
     """
-    if (folder / RECORD).exists():
-        there = json.loads((folder / RECORD).read_text(encoding="utf-8"))["command"]
+    if (folder / LCM_RECORD).exists():
+        there = json.loads((folder / LCM_RECORD).read_text(encoding="utf-8"))["command"]
         if there == shlex.join(command):
             return
         raise EvaluationError(f"--output_dir: {folder} was made by `{there}`; delete it or give another --output_dir.")

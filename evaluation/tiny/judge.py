@@ -13,8 +13,8 @@ from evaluation.errors import EvaluationError, require_packages
 from evaluation.metrics import Evaluator
 from evaluation.runs.environment import pick_device
 from evaluation.tiny import task as tiny_task
+from evaluation.tiny.split import Split, read_split
 from evaluation.tiny.systems import System, SystemFigures
-from examples.tiny.data import Split, read_split
 
 FILES = (
     "data/train/metadata.jsonl",

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from evaluation.generation.sampling import sample, seconds_per_image
 from evaluation.metrics.figures import Evaluator, alignment, diversity, frechet_distance
+from evaluation.tiny.split import Split
 from evaluation.tiny.systems import System, SystemFigures
-from examples.tiny.data import Split
 
 BATCH_SIZE = 64
 CAPTIONS, NOISES = 12, 12  # diversity: so many captions, each from so many noises

@@ -27,6 +27,7 @@ from evaluation.command_line import OneLineParser, make_parser
 from evaluation.errors import EvaluationError, require_packages
 from evaluation.metrics import Evaluator
 from evaluation.runs.environment import package_versions
+from evaluation.tiny.split import Split, read_split
 from evaluation.tiny.systems import System, SystemFigures
 from evaluation.tiny.task import (
     CAPTIONS,
@@ -38,7 +39,6 @@ from evaluation.tiny.task import (
     to_unit,
 )
 from examples.demo.summary import reach_verdict, report_markdown
-from examples.tiny.data import Split, read_split
 from pipelines import ADDPipeline
 from training.command import run_command
 

@@ -16,11 +16,11 @@ import torch
 from diffusers import DiffusionPipeline
 from transformers import ResNetForImageClassification
 
+from evaluation.tiny.split import Split, read_split
 from examples.showcase.objects import ATTRIBUTION
 from examples.tiny.captioned.gates import Gate
 from examples.tiny.captioned.teacher import GUIDANCE, MEASURED_PICTURES, STEPS, draw_pictures, measure_teacher
 from examples.tiny.captioned.vision import look, read_attributes
-from examples.tiny.data import Split, read_split
 from examples.tiny.teacher import PREVIEW_COLUMNS, save_grid
 
 ADVICE = "Train longer with `make world`"

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from examples.tiny.data import Split
+from evaluation.tiny.split import Split
 from examples.tiny.images import shift
 from examples.tiny.loop import draw, fit
 from examples.tiny.models import make_vae

@@ -36,6 +36,8 @@ import diffusers
 import torch
 import transformers
 
+from evaluation.tiny import split as splits
+from evaluation.tiny.split import Split, read_split
 from examples.tiny import autoencoder, clip, data, images, layouts, loop, models, teacher, vision
 from examples.tiny.captioned import autoencoder as captioned_autoencoder
 from examples.tiny.captioned import clip as captioned_clip
@@ -45,7 +47,7 @@ from examples.tiny.captioned import vision as captioned_vision
 from examples.tiny.manifest import Manifest
 
 CHECKPOINTS = ".checkpoints"  # in the output folder: trainings that are not finished
-COMMON = (loop, models, images, data)
+COMMON = (loop, models, images, data, splits)
 TEACHER = (teacher, layouts, autoencoder, clip, *COMMON)
 # What a layout changes has random numbers of its own, so that SDXL's latent space is another one.
 OWN = ("clip_2", "autoencoder", "teacher")
@@ -181,7 +183,7 @@ class Builder:
         self.args, self.manifest, self.plan = args, manifest, plan
         # Now, not stage by stage: what runs is the code as it was imported, even if a file is edited meanwhile.
         self.code = {name: hash_code(modules) for name, (modules, _, _) in plan.items()}
-        self.split: dict[str, data.Split] = {}
+        self.split: dict[str, Split] = {}
 
     @property
     def clips(self) -> list[Path]:
@@ -203,7 +205,7 @@ class Builder:
 
         def seeded(out: Path) -> dict:
             if name != "data" and not self.split:
-                self.split.update({half: data.read_split(folder / half) for half in ("train", "test")})
+                self.split.update({half: read_split(folder / half) for half in ("train", "test")})
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(stream(name, self.args.layout, self.args.seed))
                 return function(out, self.scale(iterations))
@@ -301,7 +303,7 @@ def build_captioned(args: argparse.Namespace) -> Manifest:
     source = data.fingerprint_folder(args.train_data_dir)
     builder.run("data", lambda out, _: write_data(out, train, test), source=source, resolution=resolution)
 
-    def halves() -> tuple[data.Split, data.Split]:
+    def halves() -> tuple[Split, Split]:
         return split["train"], split["test"]
 
     builder.train("autoencoder", lambda out, c: captioned_autoencoder.train_autoencoder(out, *halves(), sizes, c))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
-from examples.tiny.data import Split
+from evaluation.tiny.split import Split
 from examples.tiny.images import normalize, warp
 from examples.tiny.loop import draw, fit
 from examples.tiny.models import TEXT_WIDTH, make_clip, make_tokenizer

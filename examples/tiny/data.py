@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from evaluation.tiny.split import COLUMNS
 from examples.tiny.models import IMAGE_SIZE
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -22,7 +23,6 @@ FOLDER_HELD_OUT = 0.2
 MAX_LABELS = 1000
 MIN_IMAGES = 10
 MAX_VALUES = 200  # of an attribute
-COLUMNS = ("file_name", "text", "label")  # any other column of metadata.jsonl is an attribute
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,6 @@ class Example:
     text: str
     label: str
     attributes: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Split:
-    """One half of the data in memory: `pixels (N, 3, H, H)` in [-1, 1], N captions and labels, and for each attribute
-    N values."""
-
-    pixels: torch.Tensor
-    captions: list[str]
-    labels: list[str]
-    attributes: dict[str, list[str]] = field(default_factory=dict)
 
 
 # --- what a scan looks like, measured -------------------------------------------------------------
@@ -235,12 +224,3 @@ def write_split(folder: Path, examples: list[Example]) -> None:
             example.image.save(folder / name)
             row = {"file_name": name, "text": example.text, "label": example.label, **example.attributes}
             metadata.write(json.dumps(row) + "\n")
-
-
-def read_split(folder: Path) -> Split:
-    """What `write_split` wrote, as tensors. Where rows have no label, the caption is the label."""
-    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-    images = np.stack([np.asarray(Image.open(folder / row["file_name"])) for row in rows])
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
-    attributes = {name: [row[name] for row in rows] for name in rows[0] if name not in COLUMNS}
-    return Split(pixels, [row["text"] for row in rows], [row.get("label", row["text"]) for row in rows], attributes)

@@ -9,8 +9,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from transformers import Dinov2ForImageClassification
 
+from evaluation.tiny.split import Split
 from examples.tiny.autoencoder import encode_moments
-from examples.tiny.data import Split
 from examples.tiny.layouts import assemble, encode_captions, pick
 from examples.tiny.loop import draw, fit
 from examples.tiny.models import make_scheduler

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPModel, CLIPTokenizer, Dinov2ForImageClassification
 
+from evaluation.tiny.split import Split
 from examples.tiny.clip import tokenize
-from examples.tiny.data import Split
 from examples.tiny.images import blur, make_processor, normalize, patchify, uniform, warp
 from examples.tiny.loop import draw, fit
 from examples.tiny.models import IMAGE_SIZE, make_classifier, make_dinov2

@@ -196,7 +196,7 @@ runpy.run_module("{module}", run_name="__main__", alter_sys=True)
 
 @pytest.mark.parametrize(
     "module",
-    ["evaluation", "evaluation.preference", "evaluation.ablations", "evaluation.comparison", "evaluation.lcm",
+    ["evaluation", "evaluation.preference", "evaluation.ablations", "evaluation.comparison", "examples.lcm",
      "examples.demo.report", "examples.live"],
 )  # fmt: skip
 def test_every_command_starts_without_the_extras(module):

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from evaluation.metrics import Evaluator
+from evaluation.tiny.split import Split, read_split
 from examples.tiny import build as builder
 from examples.tiny import data
 from examples.tiny.captioned import autoencoder, clip, plan, reading, teacher, vision
 from examples.tiny.captioned.gates import Course, Gate, GateMissedError
 from examples.tiny.captioned.reading import Attributes
-from examples.tiny.data import Split
 from examples.tiny.loop import Checkpoint, draw, fit
 from examples.tiny.models import make_vae
 from tests.examples.tiny_build import run, write_folder
@@ -266,7 +266,7 @@ def test_test_folder_is_what_is_held_out(tmp_path):
     assert set(train[0].attributes) == {"colour", "half"}
     assert train[0].image.size == (64, 64)
     data.write_split(tmp_path / "split", train)
-    split = data.read_split(tmp_path / "split")
+    split = read_split(tmp_path / "split")
     assert split.attributes["colour"] == [example.text.split()[1] for example in train]
 
 
@@ -278,7 +278,7 @@ def test_build_of_64_pixels_with_attributes(tmp_path):
     model = vision.ResNetForImageClassification.from_pretrained(out / "evaluator")
     assert vision.read_attributes(model).values["colour"] == ("blue", "green", "red")
     assert model.config.id2label[0] == "colour: blue"
-    pixels = data.read_split(out / "data" / "test").pixels
+    pixels = read_split(out / "data" / "test").pixels
     features, logits = Evaluator.from_pretrained(str(out / "evaluator"))(pixels / 2 + 0.5)
     torch.testing.assert_close((features, logits), vision.look(model.eval(), pixels), atol=1e-4, rtol=1e-4)
     pipeline = teacher.DiffusionPipeline.from_pretrained(out / "teacher")

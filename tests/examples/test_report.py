@@ -18,10 +18,11 @@ from transformers import BitImageProcessor
 
 from evaluation import frechet_distance
 from evaluation.tiny import task as tiny_task
+from evaluation.tiny.split import Split
 from evaluation.tiny.systems import System, SystemFigures
 from examples.demo import curves, report, samples
 from examples.demo.summary import reach_verdict, systems_table
-from examples.tiny.data import Example, Split, write_split
+from examples.tiny.data import Example, write_split
 from examples.tiny.models import make_classifier
 from tests.evaluation.commands import exit_status
 

@@ -18,6 +18,7 @@ from transformers import (
     Dinov2Model,
 )
 
+from evaluation.tiny.split import read_split
 from examples.tiny import data, images
 from examples.tiny.autoencoder import center_latents, encode_moments
 from examples.tiny.clip import contrastive_loss
@@ -82,7 +83,7 @@ def test_any_caption_survives_the_image_folder(tmp_path):
     captions = ['a "quoted" \\ line', "zażółć 七", "two\u2028lines\x85here", "a\nb"]
     image = Image.new("RGB", (32, 32))
     data.write_split(tmp_path / "half", [data.Example(image, caption, "x") for caption in captions])
-    assert data.read_split(tmp_path / "half").captions == captions
+    assert read_split(tmp_path / "half").captions == captions
 
 
 # --- mathematics ----------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def test_image_folder_is_read_by_datasets(pristine, tmp_path):
     """`load_dataset("imagefolder")` sees the pictures, captions and labels of both halves."""
     loaded = datasets.load_dataset("imagefolder", data_dir=str(pristine / "data"), cache_dir=str(tmp_path))
     assert {half: len(rows) for half, rows in loaded.items()} == {"train": 24, "test": 6}
-    ours = data.read_split(pristine / "data" / "test")
+    ours = read_split(pristine / "data" / "test")
     assert loaded["test"]["text"][:] == ours.captions
     assert loaded["test"]["label"][:] == ours.labels
     first = torch.from_numpy(np.array(loaded["test"][0]["image"])).permute(2, 0, 1) / 127.5 - 1
@@ -218,7 +219,7 @@ def test_teacher_draws_with_a_stock_pipeline(pristine):
     assert picture.shape == (1, 32, 32, 3)
     assert np.isfinite(picture).all()
     vae = AutoencoderKL.from_pretrained(pristine / "autoencoder")
-    mean, std = encode_moments(vae, data.read_split(pristine / "data" / "train").pixels)
+    mean, std = encode_moments(vae, read_split(pristine / "data" / "train").pixels)
     latents = (mean + std * torch.randn_like(mean)) * pipeline.vae.config.scaling_factor
     assert latents.std().item() == pytest.approx(1, abs=0.03)
 
@@ -238,7 +239,7 @@ def test_vision_networks_are_stock_and_apart(pristine):
 
 def test_v_prediction_teacher(pristine, tmp_path):
     """The scheduler that is published says what the UNet was trained to predict, and the UNet differs."""
-    train = data.read_split(pristine / "data" / "train")
+    train = read_split(pristine / "data" / "train")
     weights = {}
     for kind in ("epsilon", "v_prediction"):
         torch.manual_seed(0)

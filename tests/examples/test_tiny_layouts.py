@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionXLPipeline
 from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from evaluation.tiny.split import read_split
 from examples.tiny import layouts
-from examples.tiny.data import read_split
 from examples.tiny.models import TEXT_WIDTH, TEXT_WIDTH_2, make_clip, make_scheduler, make_tokenizer, make_vae
 from tests.examples.tiny_build import run, write_folder
 

@@ -10,10 +10,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from evaluation.tiny.split import Split
 from examples.tiny.autoencoder import center_latents, encode_moments, measure_psnr
 from examples.tiny.captioned.gates import Course, Gate
 from examples.tiny.captioned.plan import Plan
-from examples.tiny.data import Split
 from examples.tiny.images import shift
 from examples.tiny.loop import draw, fit
 from examples.tiny.models import make_vae

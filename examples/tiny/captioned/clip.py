@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPModel
 
+from evaluation.tiny.split import Split
 from examples.tiny.captioned.gates import Course, Gate
 from examples.tiny.captioned.plan import Plan
 from examples.tiny.captioned.reading import informative_words, mark_words
 from examples.tiny.clip import contrastive_loss, tokenize
-from examples.tiny.data import Split
 from examples.tiny.images import normalize, warp
 from examples.tiny.loop import draw, fit
 from examples.tiny.models import make_clip, make_tokenizer

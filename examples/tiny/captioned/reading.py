@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from examples.tiny.data import MAX_LABELS, Split
+from evaluation.tiny.split import Split
+from examples.tiny.data import MAX_LABELS
 
 LABEL = "label"  # the one attribute of a folder without attribute columns
 RARE, COMMON = 0.004, 0.95  # a word in a smaller or larger share of the captions tells nothing

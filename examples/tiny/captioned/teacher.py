@@ -9,11 +9,11 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from transformers import ResNetForImageClassification
 
 from evaluation.metrics import frechet_distance
+from evaluation.tiny.split import Split
 from examples.tiny.autoencoder import encode_moments
 from examples.tiny.captioned.gates import Course, Gate
 from examples.tiny.captioned.plan import Plan
 from examples.tiny.captioned.vision import look, read_attributes
-from examples.tiny.data import Split
 from examples.tiny.layouts import assemble, encode_captions, pick
 from examples.tiny.loop import draw, fit
 from examples.tiny.models import make_scheduler

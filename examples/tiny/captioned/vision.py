@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import ResNetForImageClassification
 
+from evaluation.tiny.split import Split
 from examples.tiny.captioned.gates import Course, Gate
 from examples.tiny.captioned.plan import Plan
 from examples.tiny.captioned.reading import LABEL, Attributes, find_attributes, informative_words, mark_words
-from examples.tiny.data import Split
 from examples.tiny.images import blur, make_processor, normalize, patchify, uniform, warp
 from examples.tiny.loop import draw, fit
 from examples.tiny.models import make_dinov2, make_residual_classifier

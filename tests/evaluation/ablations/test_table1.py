@@ -11,7 +11,6 @@ import train_add_sdxl
 from discriminator import FeatureNetwork
 from evaluation import __main__ as evaluation_command
 from evaluation.ablations import __main__ as ablations
-from evaluation.ablations import stand_ins
 from evaluation.ablations.findings import OPEN
 from evaluation.ablations.recipe import DEFAULT_RECIPE, merge_flags, read_recipe
 from evaluation.ablations.report import ablation_table, ablations_markdown, judge_findings
@@ -20,6 +19,7 @@ from evaluation.ablations.tables import TABLES
 from evaluation.ablations.worlds import RealWorld, TinyWorld, missing_for
 from evaluation.errors import EvaluationError
 from evaluation.tiny import task as tiny_task
+from examples.tiny import stand_ins
 from tests.evaluation.commands import exit_status
 from tests.evaluation.tiny_folder import make_tiny_dir
 from tests.runs import options_of

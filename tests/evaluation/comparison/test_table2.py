@@ -2,16 +2,17 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 
 from evaluation.comparison import __main__ as comparison
-from evaluation.comparison import distil_lcm as lcm
 from evaluation.comparison import table2
 from evaluation.errors import EvaluationError
 from evaluation.tiny import task as tiny_task
 from evaluation.tiny.systems import SystemFigures
+from examples.lcm import __main__ as lcm
 from pipelines import student_scheduler
 from tests.evaluation.commands import exit_status
 from tests.evaluation.tiny_folder import make_tiny_dir
@@ -93,9 +94,9 @@ def test_everybody_is_measured_alike(folders, monkeypatch, capsys):
 
     def run(words):
         launched.append(words[1:])
-        return type("Done", (), {"returncode": exit_status(lcm.main, words[3:])})
+        return SimpleNamespace(returncode=exit_status(lcm.main, words[3:]))
 
-    monkeypatch.setattr(comparison.subprocess, "run", run)
+    monkeypatch.setattr(comparison, "subprocess", SimpleNamespace(run=run))  # not that of the libraries
     assert exit_status(comparison.main, flags(folders, "--num_samples", 4, "--commands", "make demo")) == 0
     content = json.loads((folders / "out/comparison.json").read_text())
     assert (content["updates"], content["batch_size"], content["commands"][0]) == (2, 4, "make demo")

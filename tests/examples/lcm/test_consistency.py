@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler, StableDiffusionPipeline
 
-from evaluation.comparison import distil_lcm as lcm
-from evaluation.comparison.consistency import Consistency
+from examples.lcm import __main__ as lcm
+from examples.lcm.consistency import Consistency
 from tests.evaluation.commands import exit_status
 from tests.evaluation.tiny_folder import make_tiny_dir
 
@@ -138,7 +138,7 @@ def test_publishes_a_stock_repo(world, tmp_path):
     flags = ["--tiny_dir", str(tiny), "--output_dir", str(out), "--updates", "2", "--batch_size", "4"]
     assert exit_status(lcm.main, [*flags, "--learning_rate", "1e-2", "--ema_decay", "0"]) == 0
     assert (tiny / "teacher/unet/diffusion_pytorch_model.safetensors").read_bytes() == before
-    assert json.loads((out / "lcm.json").read_text())["command"].startswith("python -m evaluation.lcm --tiny_dir")
+    assert json.loads((out / "lcm.json").read_text())["command"].startswith("python -m examples.lcm --tiny_dir")
     pipeline = StableDiffusionPipeline.from_pretrained(out)
     assert isinstance(pipeline.scheduler, LCMScheduler)
     teacher = StableDiffusionPipeline.from_pretrained(tiny / "teacher")

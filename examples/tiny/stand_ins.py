@@ -1,6 +1,6 @@
 """Builds feature networks of the tiny world's own size that Table 1a needs and the world lacks.
 
-    python -m evaluation.ablations.stand_ins --tiny_dir build/tiny --output_dir build/ablations/stand_ins
+    python -m examples.tiny.stand_ins --tiny_dir build/tiny --output_dir build/ablations/stand_ins
 
 `clip/`: a CLIP whose vision tower has the depth and width of the world's F, trained by CLIP's objective; it stands in
 for the objective of CLIP ViT-L, not for its size. `untrained/`: F's architecture with random weights. What has no
@@ -18,8 +18,8 @@ from transformers import Dinov2Config, Dinov2Model
 from evaluation.command_line import make_parser
 from evaluation.errors import EvaluationError
 from evaluation.tiny.judge import check_tiny_dir
+from evaluation.tiny.split import Split, read_split
 from examples.tiny.clip import BATCH_SIZE, ITERATIONS, LEARNING_RATE, contrastive_loss, tokenize
-from examples.tiny.data import Split, read_split
 from examples.tiny.images import make_processor, normalize, warp
 from examples.tiny.loop import draw, fit
 from examples.tiny.models import make_clip, make_tokenizer
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: it failed, with the exit status.
     """
-    parser = make_parser("python -m evaluation.ablations.stand_ins", __doc__)
+    parser = make_parser("python -m examples.tiny.stand_ins", __doc__)
     add = parser.add_argument
     add("--tiny_dir", type=Path, required=True, help="The tiny world.")
     add("--output_dir", type=Path, required=True, help="Folder to build in.")

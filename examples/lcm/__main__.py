@@ -1,6 +1,6 @@
 """Latent consistency distillation (LCM, 2310.04378) of the tiny teacher, which ADD is compared with.
 
-    python -m evaluation.lcm --tiny_dir build/tiny --output_dir build/lcm --updates 300
+    python -m examples.lcm --tiny_dir build/tiny --output_dir build/lcm --updates 300
 
 Publishes an ordinary diffusers repo that samples with `LCMScheduler`; see `consistency` for the method.
 """
@@ -17,17 +17,17 @@ from diffusers import DDPMScheduler, DiffusionPipeline, LCMScheduler, UNet2DCond
 from torch import Tensor
 
 from evaluation.command_line import OneLineParser, make_parser
-from evaluation.comparison.consistency import Consistency
 from evaluation.errors import EvaluationError
 from evaluation.runs.files import write_json
 from evaluation.tiny.judge import check_tiny_dir, quiet_libraries
+from evaluation.tiny.split import Split, read_split
+from examples.lcm.consistency import Consistency
 from examples.tiny.autoencoder import encode_moments
-from examples.tiny.data import Split, read_split
 from examples.tiny.layouts import encode_captions, pick
 from examples.tiny.loop import draw, fit
 from training.command import run_command
 
-PROGRAM = "python -m evaluation.lcm"
+PROGRAM = "python -m examples.lcm"
 RECORD = "lcm.json"
 
 

@@ -1,6 +1,0 @@
-"""`python -m evaluation.lcm`: the command of `evaluation.comparison.distil_lcm`."""
-
-from evaluation.comparison.distil_lcm import main
-
-if __name__ == "__main__":
-    main()
