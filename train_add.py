@@ -23,29 +23,29 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from distillation.losses import Batch, StudentSample
 from distillation.noise import derive_seed
-from training.accelerator import end_training, make_accelerator
 from training.command import run_command
 from training.data.dataset import load_rows, make_dataloader, make_reader
-from training.description import describe
 from training.encoding.batches import make_batch_maker
 from training.encoding.cache import check_cache, open_embeddings
-from training.interruption import Interrupted, Interruption
-from training.metrics import average
 from training.models.families import Family, StableDiffusion, open_families
 from training.models.networks import check_latent_spaces, load_networks, make_discriminator
+from training.monitoring.description import describe
+from training.monitoring.metrics import average
+from training.monitoring.progress import READ_EVERY, Progress
+from training.monitoring.validation import Validator
 from training.options import Options, make_parser
 from training.options.derived import make_schedules, total_iterations
 from training.options.memory_advice import advise_when_out_of_memory
 from training.options.refusals import refuse
 from training.options.resuming import check_resumed
-from training.players import Players, make_players
-from training.progress import READ_EVERY, Progress
+from training.processes.accelerator import end_training, make_accelerator
+from training.processes.interruption import Interrupted, Interruption
 from training.publishing.publisher import Publisher, output_folder
-from training.resume import checkpoint_to_resume, choose_seed, run_arguments
-from training.run import Run
-from training.run_state import RunState, unpack_run
-from training.saving import save, tracker_config
-from training.validation import Validator
+from training.run.players import Players, make_players
+from training.run.resume import checkpoint_to_resume, choose_seed, run_arguments
+from training.run.run import Run
+from training.run.saving import save, tracker_config
+from training.run.state import RunState, unpack_run
 
 logger = logging.getLogger("train_add")
 GRADIENTS_EVERY = 100  # iterations between measurements of the gradients at x^_theta

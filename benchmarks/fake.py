@@ -40,7 +40,7 @@ from training.models.networks import QUANTIZED, Networks, prepare_output_layers
 from training.optimization import Updater
 from training.options.derived import guiding_prompts
 from training.options.options import Options
-from training.players import Players, make_players
+from training.run.players import Players, make_players
 
 CONDITION_DIM = 2048  # of c: CLIP ViT-g-14 and DINOv2 ViT-L
 # What autocast does in float32 on CUDA and leaves alone on a CPU, of what is used here.

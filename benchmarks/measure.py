@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from train_add import iteration, prepare
-from training.accelerator import make_accelerator
 from training.data.dataset import make_dataloader
 from training.models.families import Family
 from training.options.options import Options
 from training.options.refusals import refuse
+from training.processes.accelerator import make_accelerator
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from tests import tiny_world
-from tests.network import block_network
-from tests.runs import SCRIPTS, Script
 from tests.slow import is_slow
+from tests.support import tiny_world
+from tests.support.network import block_network
+from tests.support.runs import SCRIPTS, Script
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)

@@ -23,8 +23,8 @@ SLOW = (
     "tests/training/options/test_memory_advice.py",
     "tests/training/publishing",
     "tests/training/test_fp16.py",
-    "tests/training/test_interruption.py",
-    "tests/training/test_validation.py",
+    "tests/training/processes/test_interruption.py",
+    "tests/training/monitoring/test_validation.py",
 )
 
 

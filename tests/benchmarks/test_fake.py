@@ -12,8 +12,8 @@ from benchmarks.fake import fake_run
 from benchmarks.meter import Meter
 from benchmarks.packed import PackedLinear, pack_linears
 from examples.tiny import models
-from tests.runs import make_batches, options_of, prepare_run
-from tests.tiny_world import WIDTHS
+from tests.support.runs import make_batches, options_of, prepare_run
+from tests.support.tiny_world import WIDTHS
 from train_add import iteration
 from training.models.quantization import quantize_linears
 from training.optimization import Updater
@@ -34,7 +34,7 @@ TEACHER = ("--pretrained_teacher_model", "x", "--resolution", "32", "--cache_dir
 
 
 class TinyWorld(architectures.Architecture):
-    """The networks of `tests.tiny_world`, from their configs."""
+    """The networks of `tests.support.tiny_world`, from their configs."""
 
     def make_unet(self):
         return models.make_unet((16, 32), cross_attention_dim=WIDTHS[0])

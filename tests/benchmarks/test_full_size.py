@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import full_size, measure, runs
 from benchmarks.architectures import RECIPES
-from tests.runs import parse
+from tests.support.runs import parse
 from training.models.families import StableDiffusion
 from training.options.refusals import refuse
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distillation.diagnostics import accuracy_by_timestep, gradient_norms
-from tests.runs import make_batches, prepare_run
+from tests.support.runs import make_batches, prepare_run
 
 
 def test_gradient_norms_are_those_of_the_whole_backward_and_leave_the_graph():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distillation.losses import frozen
-from tests.runs import digest, make_batches, prepare_run
+from tests.support.runs import digest, make_batches, prepare_run
 from train_add import iteration
 
 

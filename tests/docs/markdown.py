@@ -27,7 +27,7 @@ def documents() -> list[Path]:
     """Every Markdown file of the tree, but the template of the model card, which is a test's own."""
     command = ("git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md")
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [ROOT / name for name in names if not name.endswith("card_template.md") and (ROOT / name).is_file()]
+    return [ROOT / name for name in names if not name.endswith("card/template.md") and (ROOT / name).is_file()]
 
 
 def blocks(text: str) -> list[Block]:

@@ -10,7 +10,7 @@ from transformers import BitImageProcessor
 
 from examples.tiny.data import Example, write_split
 from examples.tiny.models import make_classifier
-from tests.tiny_world import CAPTIONS
+from tests.support.tiny_world import CAPTIONS
 
 LABELS = [caption.split()[-1] for caption in CAPTIONS]
 

@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 
 from examples.tiny.models import make_scheduler
 from pipelines import ADDPipeline, student_scheduler
-from tests.browser import needs_browser, open_browser
 from tests.evaluation.commands import exit_status
 from tests.pipelines.families import SD
+from tests.support.browser import needs_browser, open_browser
 
 gradio = pytest.importorskip("gradio", reason="the live page is made with gradio")
 pytestmark = needs_browser("the live page")

@@ -9,8 +9,8 @@ import huggingface_hub.utils._http
 import pytest
 
 import train_add
-from tests import tiny_world
 from tests.hub.server import serve
+from tests.support import tiny_world
 
 
 @pytest.fixture

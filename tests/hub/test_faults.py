@@ -7,9 +7,9 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from tests.hub.server import DROP, LOSE, OTHER, READ, WRITE
 from training.publishing import hub as publishing
-from training.publishing.hub import publish
-from training.publishing.layout import PublishError
-from training.publishing.published_folder import published_files
+from training.publishing.folder.layout import PublishError
+from training.publishing.folder.published_folder import published_files
+from training.publishing.hub.push import publish
 
 REPO = "user/my-student"
 

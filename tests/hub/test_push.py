@@ -9,14 +9,14 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from safetensors.torch import save
 
 import train_add
-from tests import tiny_world
 from tests.hub.server import OTHER, READ, WRITE
-from tests.runs import options_of
-from training.publishing.card import is_untouched
-from training.publishing.checkpoint_branch import CheckpointPusher
-from training.publishing.hub import check_push, publish, push_published
-from training.publishing.layout import PublishError
-from training.publishing.verification import FILES
+from tests.support import tiny_world
+from tests.support.runs import options_of
+from training.publishing.card.card import is_untouched
+from training.publishing.folder.layout import PublishError
+from training.publishing.folder.verification import FILES
+from training.publishing.hub.checkpoint_branch import CheckpointPusher
+from training.publishing.hub.push import check_push, publish, push_published
 
 REPO = "user/my-student"
 LAYOUT = {

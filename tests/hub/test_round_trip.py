@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 
 from tests.hub.server import WRITE
 from training.publishing.command import main
-from training.publishing.hub import MESSAGE, publish
-from training.publishing.verification import FILES
+from training.publishing.folder.verification import FILES
+from training.publishing.hub.push import MESSAGE, publish
 
 ROOT = Path(__file__).parent.parent.parent
 PUSH = """

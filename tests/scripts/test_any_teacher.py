@@ -11,8 +11,8 @@ import train_add_sdxl
 from distillation.objectives import distillation_loss, distillation_weight
 from examples.tiny import models
 from pipelines import ADDPipeline, ADDXLPipeline
-from tests import tiny_world
-from tests.runs import digest, make_batches, prepare_run
+from tests.support import tiny_world
+from tests.support.runs import digest, make_batches, prepare_run
 from train_add import iteration
 from training.errors import OptionError
 from training.models.families import StableDiffusion, StableDiffusionXL

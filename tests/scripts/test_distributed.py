@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from tests import tiny_world
-from tests.runs import make_batches, prepare_run, run
+from tests.support import tiny_world
+from tests.support.runs import make_batches, prepare_run, run
 from training.checkpoints.store import load_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent

@@ -6,7 +6,7 @@ import pytest
 
 import train_add
 import train_add_sdxl
-from tests.runs import run
+from tests.support.runs import run
 from training.models.families import Family
 
 

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import train_add
-from tests import tiny_world
-from tests.runs import run
-from training import saving
+from tests.support import tiny_world
+from tests.support.runs import run
 from training.checkpoints.store import load_checkpoint
+from training.run import saving
 
 ROOT = Path(__file__).parent.parent.parent
 # A run of 5 iterations of 4 with 24 samples crosses no epoch; of 7, it does.
@@ -159,7 +159,7 @@ def in_a_process(code):
 
 def test_a_second_signal_ends_the_process_at_once():
     done = in_a_process("""
-from training.interruption import Interruption
+from training.processes.interruption import Interruption
 with Interruption() as interruption:
     os.kill(os.getpid(), signal.SIGUSR1)
     print(interruption.received, flush=True)
@@ -174,7 +174,7 @@ def test_a_data_worker_still_ends_at_its_first_signal():
     """It inherits the handler; were it to note the signal only, the loader could not end it."""
     done = in_a_process("""
 import time
-from training.interruption import Interruption
+from training.processes.interruption import Interruption
 with Interruption() as interruption:
     ready, started = os.pipe()
     worker = os.fork()

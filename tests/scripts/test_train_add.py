@@ -15,9 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train_add_sdxl
 from pipelines import ADDPipeline
-from tests import tiny_world
-from tests.runs import run
-from training.validation import CELL
+from tests.support import tiny_world
+from tests.support.runs import run
+from training.monitoring.validation import CELL
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from tests import runs
-from tests.runs import make_batches, prepare_run
+from tests.support import runs
+from tests.support.runs import make_batches, prepare_run
 from train_add import iteration
 from training.optimization import GradientScaleError
-from training.run_state import pack_run
+from training.run.state import pack_run
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tests.runs import options_of
+from tests.support.runs import options_of
 from training.optimization import (
     GradientScaleError,
     Updater,

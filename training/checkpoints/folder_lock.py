@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from training.errors import UserError
-from training.main_process import on_main_process
+from training.processes.main_process import on_main_process
 
 LOCK = ".in_use.lock"  # stays behind, empty; only the kernel's lock on it has a meaning
 

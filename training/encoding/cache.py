@@ -38,11 +38,11 @@ from training.encoding.cache_writer import (
 from training.encoding.embeddings import Embeddings, OnlineEmbeddings
 from training.encoding.fingerprint import difference, model_fingerprint
 from training.errors import OptionError
-from training.main_process import on_main_process
 from training.models.families import Family
 from training.models.networks import load_conditions
 from training.options.derived import HALF, guiding_prompts
 from training.options.options import Options
+from training.processes.main_process import on_main_process
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from training.data.reader import SampleReader, caption_options
 from training.encoding.cache_arrays import CHECKSUMS, CacheError, CheckedArray, create_array
 from training.encoding.embeddings import OnlineEmbeddings
 from training.errors import OptionError
-from training.main_process import on_main_process
 from training.models.families import Family
+from training.processes.main_process import on_main_process
 
 logger = logging.getLogger(__name__)
 FINGERPRINT, PROGRESS = "fingerprint.json", "progress"

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.command import run_command
-from training.publishing.card import set_license
-from training.publishing.card_facts import add_measured, read_measured
-from training.publishing.hub import check_repo_id, publish
-from training.publishing.layout import CARD, MAIN, RUN_FILE, PublishError
-from training.publishing.published_folder import files_to_keep, published_files
-from training.publishing.token import clean_token
+from training.publishing.card.card import set_license
+from training.publishing.card.facts import add_measured, read_measured
+from training.publishing.folder.layout import CARD, MAIN, RUN_FILE, PublishError
+from training.publishing.folder.published_folder import files_to_keep, published_files
+from training.publishing.hub.push import check_repo_id, publish
+from training.publishing.hub.token import clean_token
 from training.publishing.variant import VARIANTS, add_variant, check_variant
 
 

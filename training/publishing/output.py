@@ -11,10 +11,10 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from training.models.families import Family
 from training.models.lora import fuse_lora, save_lora
 from training.options.options import Options
-from training.publishing.card import is_edited, write_card
-from training.publishing.layout import CARD
-from training.publishing.published_folder import set_sample_size
-from training.publishing.replacement import replacing_student
+from training.publishing.card.card import is_edited, write_card
+from training.publishing.folder.layout import CARD
+from training.publishing.folder.published_folder import set_sample_size
+from training.publishing.folder.replacement import replacing_student
 
 
 def write_output(

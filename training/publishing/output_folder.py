@@ -8,9 +8,9 @@ from pathlib import Path
 from training.checkpoints.manifest import is_ours as is_checkpoint
 from training.checkpoints.store import DISPLACED, FINAL
 from training.errors import OptionError
-from training.publishing.layout import INDEX, RUN_FILE
-from training.publishing.single_file import is_export
-from training.publishing.verification import FILES
+from training.publishing.folder.layout import INDEX, RUN_FILE
+from training.publishing.folder.verification import FILES
+from training.publishing.single_file.export import is_export
 
 _DEPTH = 3  # folders/organisation/model/unet: as deep as models are usually kept
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from training.checkpoints.folder_lock import lock_folder_of_run
-from training.main_process import on_main_process
+from training.monitoring.validation import averaged
 from training.options import Options
 from training.options.derived import make_student_scheduler
-from training.publishing.checkpoint_branch import CheckpointPusher
-from training.publishing.hub import check_push, push_published
+from training.processes.main_process import on_main_process
+from training.publishing.hub.checkpoint_branch import CheckpointPusher
+from training.publishing.hub.push import check_push, push_published
 from training.publishing.output import write_output
 from training.publishing.output_folder import check_output_folder
-from training.publishing.single_file import check_export_file, export_single_file
-from training.run import Run
-from training.validation import averaged
+from training.publishing.single_file.export import check_export_file, export_single_file
+from training.run.run import Run
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from training.publishing.layout import INDEX, PublishError
-from training.publishing.published_folder import files_to_keep, published_files
-from training.publishing.replacement import replacing_student
+from training.publishing.folder.layout import INDEX, PublishError
+from training.publishing.folder.published_folder import files_to_keep, published_files
+from training.publishing.folder.replacement import replacing_student
 
 VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

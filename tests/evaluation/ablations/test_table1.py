@@ -22,7 +22,7 @@ from evaluation.tiny import task as tiny_task
 from examples.tiny import stand_ins
 from tests.evaluation.commands import exit_status
 from tests.evaluation.tiny_folder import make_tiny_dir
-from tests.runs import options_of
+from tests.support.runs import options_of
 from training.options.models import SDXLOptions
 from training.options.refusals import refuse
 

@@ -4,9 +4,9 @@ import pytest
 
 from evaluation.preference.app import WORDING
 from evaluation.preference.votes import read_votes
-from tests.browser import needs_browser, open_browser
 from tests.evaluation.preference.serving import serving
 from tests.evaluation.run_folders import PROMPTS, make_run
+from tests.support.browser import needs_browser, open_browser
 
 pytestmark = needs_browser("the voting page")
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.runs import make_batches, prepare_run
+from tests.support.runs import make_batches, prepare_run
 from training.models.families import StableDiffusion, StableDiffusionXL
 
 

@@ -12,8 +12,8 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_add
-from tests import tiny_world
-from tests.runs import make_batches, prepare_run
+from tests.support import tiny_world
+from tests.support.runs import make_batches, prepare_run
 from training.checkpoints.folder_lock import LOCK, FolderInUse
 from training.encoding import cache_arrays, cache_writer
 from training.encoding.cache import FINGERPRINT

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from tests.runs import options_of
+from tests.support.runs import options_of
 from training.errors import OptionError
 from training.models.families import StableDiffusion, StableDiffusionXL, open_families
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 import train_add
 import train_add_sdxl
 from pipelines import ADDPipeline
-from tests import tiny_world
-from tests.runs import make_batches, prepare_run
+from tests.support import tiny_world
+from tests.support.runs import make_batches, prepare_run
 from train_add import iteration
 from training.checkpoints.store import load_checkpoint
 from training.models.families import StableDiffusion, StableDiffusionXL

@@ -19,8 +19,8 @@ from transformers import (
 from discriminator import FeatureNetwork, ImageCondition, TextCondition
 from discriminator.pretrained import clip_text_config
 from examples.tiny.models import make_tokenizer
-from tests.runs import options_of
-from tests.tiny_world import CAPTIONS
+from tests.support.runs import options_of
+from tests.support.tiny_world import CAPTIONS
 from tests.training.models.published import BASES, CLIP_G, DINOV2_LARGE, DINOV2_SMALL
 from training.models.families import StableDiffusion, StableDiffusionXL, open_families
 from training.options.derived import make_schedules

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import train_add
 import train_add_sdxl
-from tests import tiny_world
-from tests.runs import parse, prepare_run
+from tests.support import tiny_world
+from tests.support.runs import parse, prepare_run
 from training.encoding.cache import cache_fingerprint
 from training.encoding.fingerprint import model_fingerprint
 from training.errors import OptionError

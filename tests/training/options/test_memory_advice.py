@@ -6,8 +6,8 @@ from diffusers import AutoencoderTiny
 
 import train_add
 from pipelines import ADDPipeline
-from tests import tiny_world
-from tests.runs import make_batches, options_of, prepare_run
+from tests.support import tiny_world
+from tests.support.runs import make_batches, options_of, prepare_run
 from train_add import iteration
 from training.models.quantization import quantize_linears
 from training.options.memory_advice import advice

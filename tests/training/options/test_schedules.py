@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from pipelines import student_scheduler
-from tests.runs import options_of
+from tests.support.runs import options_of
 from training.errors import OptionError
 from training.options.derived import make_schedules, zero_snr_mode
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from tests.training.publishing.test_replacement import write_student
+from tests.training.publishing.folder.test_replacement import write_student
 from training.publishing import command
-from training.publishing.card_facts import measured_table
-from training.publishing.published_folder import published_files
-from training.publishing.verification import FILES
+from training.publishing.card.facts import measured_table
+from training.publishing.folder.published_folder import published_files
+from training.publishing.folder.verification import FILES
 
 COMPARISON = {
     "command": "python -m evaluation compare a b",

@@ -5,10 +5,10 @@ import json
 import pytest
 from diffusers import StableDiffusionPipeline
 
-from tests.runs import run
-from training.publishing.published_folder import published_files
-from training.publishing.replacement import READY
-from training.publishing.verification import FILES, read_files
+from tests.support.runs import run
+from training.publishing.folder.published_folder import published_files
+from training.publishing.folder.replacement import READY
+from training.publishing.folder.verification import FILES, read_files
 
 
 @pytest.mark.parametrize("extra", [(), ("--use_lora", "--lora_rank", 2, "--fuse_lora")])

@@ -1,0 +1,1 @@
+"""What a run shows of itself: its configuration, figures, and sample grids."""

@@ -1,0 +1,90 @@
+"""What a checkpoint of a run holds, and how it gets back into the run."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from training.checkpoints.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from training.checkpoints.store import Checkpoint
+from training.run.players import Players
+
+Groups = dict[str, dict[str, Tensor]]
+
+
+@dataclass
+class RunState:
+    """The counters of a run; everything else that changes is in the players.
+
+    Attributes:
+        seed: of the run.
+        step: iterations done.
+        position: samples consumed from the stream, over all processes.
+        skipped: iterations of which a step was skipped for a non-finite loss or gradient.
+        replaced: unreadable images and missing captions that were replaced by another sample.
+        changed: fixed options that a resumed run has changed knowingly, as "--flag: before -> after".
+    """
+
+    seed: int
+    step: int = 0
+    position: int = 0
+    skipped: int = 0
+    replaced: int = 0
+    changed: list[str] = field(default_factory=list)
+
+    def advance(self, loaded: list[dict[str, Any]], effective_batch_size: int) -> None:
+        """Count one iteration, whose micro-batches are `loaded`."""
+        self.step += 1
+        self.position += effective_batch_size
+        self.replaced += sum(samples["replaced"] for samples in loaded)
+
+
+def pack_run(
+    players: Players, state: RunState, arguments: Mapping[str, Any], accelerator: Accelerator
+) -> tuple[Groups, dict[str, Any]]:
+    """Tensors in named groups, and the rest as JSON: what `save_checkpoint` takes.
+
+    There are no random states, because every random number of an iteration is a function of the seed and of a sample's
+    position in the stream.
+
+    Args:
+        arguments: flags and facts by name, as `training.options.resuming` compares them.
+    """
+    trainable = players.trainable()
+    tensors: Groups = {"student": {name: p.detach() for name, p in trainable.items()}}
+    packed: dict[str, Any] = {**asdict(state), "arguments": dict(arguments)}
+    packed["scaler"] = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+    if players.heads is not None:
+        tensors["discriminator"] = players.heads.state_dict()
+    for name, updater in players.updaters.items():
+        tensors[f"{name}_optimizer"], packed[f"{name}_optimizer"] = optimizer_tensors(updater.optimizer.optimizer)
+        packed[f"{name}_schedule"] = updater.schedule.state_dict()
+    if players.ema is not None:
+        tensors["student_ema"] = dict(zip(trainable, players.ema.shadow_params))
+        packed["ema_step"] = players.ema.optimization_step
+    return tensors, packed
+
+
+def unpack_run(checkpoint: Checkpoint, players: Players, accelerator: Accelerator) -> RunState:
+    """Put a verified checkpoint of a run with the same options back into `players`, and return its counters."""
+    tensors, saved = checkpoint.tensors, checkpoint.state
+    with torch.no_grad():
+        for name, parameter in players.trainable().items():
+            parameter.copy_(tensors["student"][name])
+    if players.heads is not None:
+        players.heads.load_state_dict(tensors["discriminator"])
+    for name, updater in players.updaters.items():
+        optimizer = updater.optimizer.optimizer
+        load_optimizer_tensors(optimizer, tensors[f"{name}_optimizer"], saved[f"{name}_optimizer"])
+        updater.schedule.load_state_dict(saved[f"{name}_schedule"])
+    if players.ema is not None:
+        for name, shadow in zip(players.trainable(), players.ema.shadow_params):
+            shadow.copy_(tensors["student_ema"][name])
+        players.ema.optimization_step = saved["ema_step"]
+    if accelerator.scaler is not None and saved["scaler"] is not None:
+        accelerator.scaler.load_state_dict(saved["scaler"])
+    names = ("seed", "step", "position", "skipped", "replaced")
+    return RunState(**{name: saved[name] for name in names}, changed=list(saved.get("changed", ())))
