@@ -21,6 +21,7 @@ import torch
 from benchmarks import runs
 from benchmarks.architectures import ARCHITECTURES, MEMORY, RECIPES
 from benchmarks.runs import AIMS, RESULTS, Run, compare, measure_all
+from training.command import command_name
 from training.models.families import StableDiffusion, StableDiffusionXL
 from training.options import Options
 from training.options import make_parser as make_training_parser
@@ -155,7 +156,7 @@ def _command() -> str:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; what it doesn't know goes to the training script's parser."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog=command_name("benchmarks.full_size"), description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     counting = commands.add_parser("count", help="Count on the meta device.")
     counting.add_argument("--models", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))

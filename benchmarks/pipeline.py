@@ -18,6 +18,7 @@ from diffusers import DiffusionPipeline
 
 from benchmarks.measure import machine
 from pipelines import ADDPipeline
+from training.command import command_name
 
 PROMPT = "a handwritten seven"
 
@@ -75,7 +76,7 @@ def _call(pipe: DiffusionPipeline, seed: int, call: dict) -> tuple[float, torch.
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command. Its last line is JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog=command_name("benchmarks.pipeline"), description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--model", required=True, help="A student's folder or repo.")
     add("--prompt", default=PROMPT, help="What to draw.")

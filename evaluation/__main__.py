@@ -16,15 +16,15 @@ from evaluation.command_line import OneLineParser, add_subcommand, make_parser
 from evaluation.generation import command as generation
 from evaluation.metrics import command as metrics
 from evaluation.reports import command as reports
-from training.command import run_command
+from training.command import command_name, run_command
 
-PROGRAM = "python -m evaluation"
+MODULE = "evaluation"
 COMMANDS = {"generate": generation.run_generate, "measure": metrics.run_measure, "compare": reports.run_compare}
 
 
 def make_evaluation_parser() -> OneLineParser:
     """The command line."""
-    parser = make_parser(PROGRAM, __doc__)
+    parser = make_parser(MODULE, __doc__)
     commands = parser.add_subparsers(dest="subcommand", required=True)
     generation.add_options(add_subcommand(commands, "generate", "Draw the images of a run, and time the pipeline."))
     metrics.add_options(add_subcommand(commands, "measure", "Compute the figures of runs."))
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: it failed, with the exit status.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    facts = {"command": shlex.join([*PROGRAM.split(), *words])}
+    facts = {"command": shlex.join([*command_name(MODULE).split(), *words])}
 
     def run(args: argparse.Namespace) -> None:
         COMMANDS[args.subcommand](args, facts)

@@ -5,7 +5,7 @@ import json
 import math
 from typing import Any
 
-from training.command import DEBUG_HELP
+from training.command import DEBUG_HELP, command_name
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -16,14 +16,16 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (`{self.prog} --help` lists the options)\n")
 
 
-def make_parser(prog: str, description: str) -> OneLineParser:
+def make_parser(module: str, description: str | None) -> OneLineParser:
     """A parser that shows `description` as it is written.
 
     Args:
-        prog: the command as it is typed, such as `python -m evaluation`.
+        module: of the command, such as `evaluation`.
         description: usually the docstring of the command's module.
     """
-    return OneLineParser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return OneLineParser(
+        prog=command_name(module), description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def add_subcommand(commands: argparse._SubParsersAction, name: str, summary: str) -> argparse.ArgumentParser:

@@ -2,11 +2,27 @@
 
 import argparse
 import signal
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from training.errors import UserError
 
+INSTALLED = "add-"  # how the name of every installed command begins: those of pyproject.toml
 DEBUG_HELP = "Show the traceback of an error that would otherwise be one line."
+
+
+def command_name(module: str) -> str:
+    """The name by which this process was called, for its messages and for the command line that it records.
+
+    Args:
+        module: of the command, such as `training.publish`.
+
+    Returns:
+        The name of the installed script, such as `add-publish`, or else `python -m` with the module's name.
+    """
+    script = Path(sys.argv[0]).stem
+    return script if script.startswith(INSTALLED) else f"python -m {module}"
 
 
 def run_command(

@@ -25,9 +25,9 @@ from evaluation.errors import EvaluationError
 from evaluation.runs.environment import describe_environment, pick_device
 from evaluation.runs.files import write_atomically, write_json
 from evaluation.tiny.judge import quiet_libraries
-from training.command import run_command
+from training.command import command_name, run_command
 
-PROGRAM = "python -m evaluation.ablations"
+MODULE = "evaluation.ablations"
 
 
 class FailedRunsError(EvaluationError):
@@ -40,7 +40,7 @@ class FailedRunsError(EvaluationError):
 # fmt: off
 def make_ablations_parser() -> OneLineParser:
     """The command line."""
-    parser = make_parser(PROGRAM, __doc__)
+    parser = make_parser(MODULE, __doc__)
     add = parser.add_argument
     add("--table", nargs="+", choices=[*TABLES, "all"], required=True, help="Parts of Table 1 to run.")
     add("--output_dir", type=Path, required=True, help="Folder for the runs, ablations.md and ablations.json.")
@@ -129,7 +129,7 @@ def run_ablations(args: argparse.Namespace, words: Sequence[str]) -> None:
         launch_into(out / "preparations.log")(command)
     failed = run_jobs(jobs, world)
     facts = {
-        "command": shlex.join([*PROGRAM.split(), *words]),
+        "command": shlex.join([*command_name(MODULE).split(), *words]),
         "preparations": preparations,
         "environment": describe_environment(pick_device(None)),
     }

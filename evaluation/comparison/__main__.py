@@ -22,9 +22,9 @@ from evaluation.errors import EvaluationError
 from evaluation.runs.environment import describe_environment
 from evaluation.runs.files import write_atomically, write_json
 from evaluation.tiny.judge import TinyJudge, quiet_libraries
-from training.command import run_command
+from training.command import command_name, run_command
 
-PROGRAM = "python -m evaluation.comparison"
+MODULE = "evaluation.comparison"
 RUN_FILE = "add_run.json"
 # LCM's distillation is an example, and the examples import this folder: it is run as a command.
 LCM_PROGRAM = "python -m examples.lcm"
@@ -33,7 +33,7 @@ LCM_RECORD = "lcm.json"  # where it leaves its command line
 
 def make_comparison_parser() -> OneLineParser:
     """The command line."""
-    parser = make_parser(PROGRAM, __doc__)
+    parser = make_parser(MODULE, __doc__)
     add = parser.add_argument
     add("--tiny_dir", type=Path, required=True, help="The tiny world that the student was distilled in.")
     add("--add_student", type=Path, required=True, help="The --output_dir of train_add.py.")
@@ -113,7 +113,7 @@ def compare_methods(args: argparse.Namespace, words: Sequence[str]) -> None:
         print(f"[{number}/{len(lines)}] {entry.system}", flush=True)
         rows.append(judge.measure_system(load_entry(entry, folders), entry.system))
     notes = describe_environment(judge.device)
-    commands = [*args.commands, shlex.join(command), shlex.join([*PROGRAM.split(), *words])]
+    commands = [*args.commands, shlex.join(command), shlex.join([*command_name(MODULE).split(), *words])]
     updates = (
         f"LCM: {args.updates} updates at batch {args.batch_size}, as the ADD student had unless the commands say "
         "otherwise."

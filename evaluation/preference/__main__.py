@@ -30,9 +30,9 @@ from evaluation.preference.votes import read_study, read_votes
 from evaluation.runs.environment import pick_device
 from evaluation.runs.files import write_json
 from evaluation.runs.run import Run, open_comparable
-from training.command import run_command
+from training.command import command_name, run_command
 
-PROGRAM = "python -m evaluation.preference"
+MODULE = "evaluation.preference"
 REWARD_ADVICE = (
     "Give a Hub id or a folder with config.json, model.safetensors and tokenizer.json; --processor names the tokenizer "
     "and image processor where they are not with the model."
@@ -43,7 +43,7 @@ REWARD_ADVICE = (
 # fmt: off
 def make_preference_parser() -> OneLineParser:
     """The command line."""
-    parser = make_parser(PROGRAM, __doc__)
+    parser = make_parser(MODULE, __doc__)
     commands = parser.add_subparsers(dest="subcommand", required=True)
     serve = add_subcommand(commands, "serve", "Show people pairs of images and keep their votes.")
     judge = add_subcommand(commands, "judge", "Let a reward model vote.")
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: it failed, with the exit status.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    command = shlex.join([*PROGRAM.split(), *words])
+    command = shlex.join([*command_name(MODULE).split(), *words])
 
     def run(args: argparse.Namespace) -> None:
         try:

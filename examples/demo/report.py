@@ -53,7 +53,7 @@ FLAGS = ("tiny_dir", "student", "output_dir", "num_samples", "teacher_guidance_s
 
 def make_report_parser() -> OneLineParser:
     """The command line."""
-    parser = make_parser("python -m examples.demo.report", __doc__)
+    parser = make_parser("examples.demo.report", __doc__)
     add = parser.add_argument
     add("--tiny_dir", type=Path, required=True, help="The tiny world: data/, teacher/ and evaluator/.")
     add("--student", type=Path, required=True, help="The folder that train_add.py published.")

@@ -25,9 +25,9 @@ from examples.lcm.consistency import Consistency
 from examples.tiny.autoencoder import encode_moments
 from examples.tiny.layouts import encode_captions, pick
 from examples.tiny.loop import draw, fit
-from training.command import run_command
+from training.command import command_name, run_command
 
-PROGRAM = "python -m examples.lcm"
+MODULE = "examples.lcm"
 RECORD = "lcm.json"
 
 
@@ -72,7 +72,7 @@ def update_average(average: UNet2DConditionModel, student: UNet2DConditionModel,
 
 def make_lcm_parser() -> OneLineParser:
     """The command line."""
-    parser = make_parser(PROGRAM, __doc__)
+    parser = make_parser(MODULE, __doc__)
     add = parser.add_argument
     add("--tiny_dir", type=Path, required=True, help="The tiny world, of either layout.")
     add("--output_dir", type=Path, required=True, help="Folder for the student.")
@@ -124,7 +124,7 @@ def distil_and_publish(args: argparse.Namespace, words: Sequence[str]) -> None:
     student = distil_student(pipeline, read_split(args.tiny_dir / "data" / "train"), args)
     pipeline.register_modules(unet=student, scheduler=LCMScheduler.from_config(pipeline.scheduler.config))
     pipeline.save_pretrained(args.output_dir)
-    write_json(args.output_dir / RECORD, {"command": shlex.join([*PROGRAM.split(), *words])})
+    write_json(args.output_dir / RECORD, {"command": shlex.join([*command_name(MODULE).split(), *words])})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,7 +16,7 @@ DEFAULT_MODEL = "build/demo/student"
 
 def make_live_parser() -> OneLineParser:
     """The command line."""
-    parser = make_parser("python -m examples.live", __doc__)
+    parser = make_parser("examples.live", __doc__)
     add = parser.add_argument
     add("model", nargs="?", default=DEFAULT_MODEL, help=f"A student's folder or Hub repo. Default: {DEFAULT_MODEL}.")
     add("--base", default=None, help="Folder or Hub repo of the model that MODEL, an adapter, was trained on.")

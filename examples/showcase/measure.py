@@ -22,6 +22,7 @@ from examples.tiny.captioned.gates import Gate
 from examples.tiny.captioned.teacher import GUIDANCE, MEASURED_PICTURES, STEPS, draw_pictures, measure_teacher
 from examples.tiny.captioned.vision import look, read_attributes
 from examples.tiny.teacher import PREVIEW_COLUMNS, save_grid
+from training.command import command_name
 
 ADVICE = "Train longer with `make world`"
 EVALUATOR_BOUND = 0.97
@@ -86,7 +87,7 @@ def measure(networks: Path, pictures: Path, out: Path, guidance: float, count: i
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m examples.showcase.measure",
+        prog=command_name("examples.showcase.measure"),
         description="Measure the showcase's evaluator and teacher on pictures that training has not seen.",
     )
     parser.add_argument(

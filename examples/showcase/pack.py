@@ -16,6 +16,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from examples.showcase.objects import ATTRIBUTION
+from training.command import command_name
 
 FOLDERS = ("teacher", "clip", "feature_network", "evaluator")
 LIMIT_MB = 20.0
@@ -89,7 +90,7 @@ def pack(networks: Path, out: Path, limit_mb: float = LIMIT_MB) -> float:
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(
-        prog="python -m examples.showcase.pack", description="Pack trained networks in half precision, with hashes."
+        prog=command_name("examples.showcase.pack"), description="Pack trained networks in half precision, with hashes."
     )
     parser.add_argument("--networks_dir", type=Path, required=True, help="The --output_dir of examples.tiny.build.")
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write.")

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from examples.showcase.objects import ATTRIBUTION, load_sprite
 from examples.showcase.render import render
 from examples.showcase.scenes import NAMES, describe, draw_scene_of
+from training.command import command_name
 
 COUNTS = {"train": 12000, "test": 1500, "held_out": 1500}
 README = f"""# Showcase pictures
@@ -83,7 +84,7 @@ def write(output_dir: Path, counts: dict[str, int], seed: int) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m examples.showcase.write",
+        prog=command_name("examples.showcase.write"),
         description="Draw the showcase's captioned pictures: emoji, one or two in a picture, on coloured backgrounds.",
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write in.")

@@ -45,6 +45,7 @@ from examples.tiny.captioned import gates, plan, reading
 from examples.tiny.captioned import teacher as captioned_teacher
 from examples.tiny.captioned import vision as captioned_vision
 from examples.tiny.manifest import Manifest
+from training.command import command_name
 
 CHECKPOINTS = ".checkpoints"  # in the output folder: trainings that are not finished
 COMMON = (loop, models, images, data, splits)
@@ -99,7 +100,7 @@ def hash_code(modules: Iterable[ModuleType]) -> str:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m examples.tiny.build",
+        prog=command_name("examples.tiny.build"),
         description="Build a small but whole text-to-image world on a CPU: data, CLIP, autoencoder, teacher, "
         "discriminator feature network and evaluator, each in its standard layout.",
     )

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: it failed, with the exit status.
     """
-    parser = make_parser("python -m examples.tiny.stand_ins", __doc__)
+    parser = make_parser("examples.tiny.stand_ins", __doc__)
     add = parser.add_argument
     add("--tiny_dir", type=Path, required=True, help="The tiny world.")
     add("--output_dir", type=Path, required=True, help="Folder to build in.")

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.command import run_command
+from training.command import command_name, run_command
 from training.publishing.card.card import set_license
 from training.publishing.card.facts import add_measured, read_measured
 from training.publishing.folder.layout import CARD, MAIN, RUN_FILE, PublishError
@@ -18,7 +18,7 @@ from training.publishing.variant import VARIANTS, add_variant, check_variant
 def make_parser() -> argparse.ArgumentParser:
     """The flags of `python -m training.publish`."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.publish", description="Publish a finished run on the Hub."
+        prog=command_name("training.publish"), description="Publish a finished run on the Hub."
     )
     add = parser.add_argument
     add("folder", metavar="DIR", type=Path, help="The --output_dir of a finished run.")

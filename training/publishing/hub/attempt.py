@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from training.command import command_name
 from training.errors import UserError
 from training.publishing.folder.layout import MAIN, PublishError
 from training.publishing.hub.token import redact
@@ -41,7 +42,7 @@ class Attempt:
         """Why it failed, what is missing, and the command to repeat it; never the token."""
         missing = [name for name in self.names if name not in self.sent]
         sent = f"At the Hub already, and not sent again: {', '.join(self.sent)}. " if self.sent else ""
-        command = ["python", "-m", "training.publish", str(self.folder), "--repo_id", self.repo_id]
+        command = [*command_name("training.publish").split(), str(self.folder), "--repo_id", self.repo_id]
         command += ["--revision", self.branch] if self.branch != MAIN else []
         return redact(
             f"{self.folder} was not published to {self.repo_id} ({self.branch}): {reason(error)}. The model is whole "

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from training.checkpoints.manifest import sync
-from training.command import run_command
+from training.command import command_name, run_command
 from training.errors import OptionError, UserError
 from training.publishing.folder.published_folder import published_files
 from training.publishing.folder.verification import FILES
@@ -191,7 +191,9 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def make_parser() -> argparse.ArgumentParser:
     """The flags of `python -m training.single_file`."""
-    parser = argparse.ArgumentParser(prog="python -m training.single_file", description="Export a student as one file.")
+    parser = argparse.ArgumentParser(
+        prog=command_name("training.single_file"), description="Export a student as one file."
+    )
     parser.add_argument("folder", type=Path, help="A run's --output_dir, or any folder in diffusers' layout.")
     parser.add_argument("--output", type=Path, required=True, help="The file to write, .safetensors.")
     parser.add_argument("--dtype", choices=DTYPES, default=None, help="Type of all weights; they keep their own by "
