@@ -110,5 +110,5 @@ def test_pipeline_that_is_neither_family_is_refused(world, tmp_path):
     import json
 
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(OptionError, match="holds a FluxPipeline, but only StableDiffusionPipeline and StableDiff"):
+    with pytest.raises(OptionError, match="it is a FluxPipeline, but only StableDiffusionPipeline and StableDiff"):
         open_families(arguments(tmp_path), StableDiffusion)
