@@ -94,7 +94,7 @@ def test_one_repo_is_one_family(world):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("{xl}",), "--pretrained_teacher_model got .* StableDiffusionXLPipeline.*use train_add_sdxl.py, or name"),
+        (("{xl}",), "--pretrained_teacher_model got .* StableDiffusionXLPipeline.*use train_add_sdxl.py, or give"),
         (("{sd}", "--pretrained_student_model", "{xl}"), "--pretrained_student_model got .*use train_add_sdxl.py"),
         (("{sd}/unet",), "no file named model_index.json.*give the Hub id or folder of a diffusers pipeline"),
         (("nobody/nothing",), "--pretrained_teacher_model got 'nobody/nothing'"),
