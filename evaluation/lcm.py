@@ -1,4 +1,4 @@
-"""`python -m evaluation.lcm`: the command of `evaluation.comparison.distil_lcm`."""
+"""Entry point of `python -m evaluation.lcm`; see `evaluation.comparison.distil_lcm`."""
 
 from evaluation.comparison.distil_lcm import main
 
