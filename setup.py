@@ -1,4 +1,4 @@
-"""The list of packages: each folder of ROOMS becomes `add_diffusers.<folder>`. Everything else is in pyproject.toml."""
+"""List of the packages: each folder in ROOMS becomes `add_diffusers.<folder>`. All else is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Distil Stable Diffusion 1.x or 2.x into a student that samples in 1 to 4 steps (ADD, 2311.17042).
 
-This file is the run. `train` prepares it, iterates, and publishes the student; `discriminator_step` and `student_step`
-are the two updates of an iteration. They call the losses in distillation/losses.py, the discriminator in discriminator/
-and, for everything around the method, the folders in training/.
+This file contains the training loop. `train` prepares a run, iterates, and publishes the student; `discriminator_step`
+and `student_step` are the two updates of an iteration. They call the losses in distillation/losses.py and the
+discriminator in discriminator/; everything else is in training/.
 
-In the paper's notation x0 is a real image and z0 its latent, s a student timestep and t a teacher timestep, x^_theta
+Names follow the paper: x0 is a real image and z0 its latent, s a student timestep and t a teacher timestep, x^_theta
 the student's sample and x^_psi the teacher's target, F_k the features and D_k the heads of the discriminator.
 """
 
@@ -52,7 +52,7 @@ GRADIENTS_EVERY = 100  # iterations between measurements of the gradients at x^_
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Run the command line `argv`, by default that of the process."""
     parser = make_parser(__doc__.split("\n")[0])
     run_command(parser, argv, lambda args: train(Options.of(args), StableDiffusion))
 
@@ -62,16 +62,16 @@ def iteration(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """One iteration of ADD (paper 3.1): the discriminator's step, then the student's.
 
-    With one micro-batch the student's sample is computed once and shared by both steps. With several, keeping their
-    graphs until the discriminator has moved would cost the memory that accumulation is there to save. So each step
-    samples again; the noise is part of the batch, so the samples are the same.
+    With one micro-batch, the student's sample is computed once and shared by both steps. With several, sharing would
+    require keeping all their graphs until the discriminator is updated, which takes the memory that accumulation saves.
+    Each step therefore samples again. The noise is part of the batch, so both samples are the same.
 
     Args:
-        measures_gradients: whether the figures include the norms of the two losses' gradients at x^_theta.
+        measures_gradients: whether the figures include the norms of the gradients of the two losses at x^_theta.
 
     Returns:
-        Scalars by name, means over the micro-batches, on the device; and 1.0 where either step was skipped for a
-        non-finite loss or gradient, else 0.0.
+        Scalars by name on the device, averaged over the micro-batches; and a scalar tensor that is 1.0 if either step
+        was skipped because of a non-finite loss or gradient, else 0.0.
     """
     shared = players.losses.sample(micro_batches[0]) if len(micro_batches) == 1 else None
     figures, skipped = discriminator_step(players, micro_batches, shared) if players.heads is not None else ({}, None)
@@ -84,7 +84,7 @@ def iteration(
 def discriminator_step(
     players: Players, micro_batches: list[Batch], shared: StudentSample | None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The discriminator's step on real images and detached samples of the student (paper Eq. 3).
+    """Update the discriminator on real images and detached samples of the student (paper Eq. 3).
 
     Minimizes sum_k E[max(0, 1 - D_k(F_k(x0)))] + gamma R1 + E[max(0, 1 + D_k(F_k(x^_theta)))].
     """
@@ -102,7 +102,7 @@ def discriminator_step(
 def student_step(
     players: Players, micro_batches: list[Batch], shared: StudentSample | None, measures_gradients: bool = False
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The student's step against the updated discriminator and towards the teacher's target (paper Eqs. 1, 2 and 4).
+    """Update the student with the adversarial and the distillation loss (paper Eqs. 1, 2 and 4).
 
     Minimizes -sum_k E[D_k(F_k(x^_theta))] + lambda E[c(t) || x^_theta - sg(x^_psi(x^_theta,t ; t)) ||^2].
     """
@@ -126,11 +126,11 @@ def _backward(
     micro_batches: list[Batch],
     losses_of: Callable[[Batch], dict[str, Tensor]],
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Add the gradients of the mean loss over micro-batches. Returns the other scalars' means, and the loss."""
+    """Accumulate the gradients of the mean loss over micro-batches. Returns the other scalars' means, and the loss."""
     n, scalars, total = len(micro_batches), [], torch.zeros((), device=accelerator.device)
     for i, batch in enumerate(micro_batches):
-        # Processes exchange gradients with the last micro-batch only. DistributedDataParallel decides that in the
-        # forward pass, so the context is around both.
+        # Gradients are only synchronized for the last micro-batch. DistributedDataParallel decides this in the forward
+        # pass, so the context covers both the forward and the backward pass.
         with nullcontext() if i == n - 1 else accelerator.no_sync(network):
             losses = losses_of(batch)
             loss = losses.pop("total") / n
@@ -141,7 +141,7 @@ def _backward(
 
 
 def _update(players: Players, name: str, figures: dict[str, Tensor], loss: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Clip a player's gradients and take its step. Returns all figures, and 1.0 where the step was skipped."""
+    """Clip a player's gradients and update its weights. Returns all figures, and 1.0 if the update was skipped."""
     updater = players.updaters[name]
     norm, skipped = updater.update(loss)
     more = {"gradient_norm": norm, **updater.figures}
@@ -149,12 +149,12 @@ def _update(players: Players, name: str, figures: dict[str, Tensor], loss: Tenso
 
 
 def prepare(options: Options, family: type[Family], accelerator: Accelerator) -> Run:
-    """Make the parts of a run. What cannot work is refused before any weight is loaded.
+    """Make the parts of a run. Invalid options, data and checkpoints are refused before any weight is loaded.
 
     Args:
-        options: as `refuse` has let them pass.
-        family: of the student.
-        accelerator: of `make_accelerator`.
+        options: options that `refuse` has checked.
+        family: model family of the student.
+        accelerator: accelerator from `make_accelerator`.
 
     Raises:
         UserError: the data, a model or the checkpoint cannot be used.
@@ -171,7 +171,7 @@ def prepare(options: Options, family: type[Family], accelerator: Accelerator) ->
     if checkpoint is not None:
         changed = check_resumed(checkpoint.path.name, checkpoint.state["arguments"], arguments, options)
 
-    set_seed(derive_seed(seed) % 2**32)  # initial weights are the same at every process
+    set_seed(derive_seed(seed) % 2**32)  # initial weights are the same in all processes
     networks = load_networks(options, student, teacher, accelerator)
     embeddings = open_embeddings(options, accelerator, rows, reader, student, teacher, networks.latents)
     discriminator = make_discriminator(options, embeddings.condition_dim, accelerator)
@@ -187,11 +187,11 @@ def prepare(options: Options, family: type[Family], accelerator: Accelerator) ->
 
 
 def train(options: Options, family: type[Family]) -> None:
-    """Distil a student of `family`. The result is in `--output_dir`, and on the Hub with `--push_to_hub`.
+    """Distil a student of `family`. The result is written to `--output_dir`, and to the Hub with `--push_to_hub`.
 
     Raises:
-        UserError: something cannot be used, or the run has diverged.
-        Interrupted: a signal has ended the run, after a checkpoint.
+        UserError: the options, the data or a model cannot be used, or the run has diverged.
+        Interrupted: a signal has ended the run after a checkpoint was saved.
     """
     refuse(options)
     accelerator = make_accelerator(options)
@@ -210,7 +210,7 @@ def train(options: Options, family: type[Family]) -> None:
             validator.validate()
         for loaded in micro_batches(run):
             batches = [run.make_batch(samples, run.state.step) for samples in loaded]
-            # Dropout of an adapter is the only operation that draws from the global random state.
+            # The dropout of an adapter is the only operation that uses the global random state.
             set_seed(derive_seed(run.state.seed, run.state.step, accelerator.process_index, 2) % 2**32)
             figures, skipped = iteration(run.players, batches, run.state.step % GRADIENTS_EVERY == 0)
             run.state.advance(loaded, run.effective_batch_size)
@@ -221,11 +221,11 @@ def train(options: Options, family: type[Family]) -> None:
                 progress.show()
             if is_last or run.state.step % options.validation.validation_steps == 0:
                 validator.validate()
-            # Processes wait for each other to agree on a signal: no more often than they do for the figures anyway.
+            # Agreeing on a signal synchronizes the processes, so it is done only when the figures are read as well.
             may_end = not is_last and (accelerator.num_processes == 1 or run.state.step % READ_EVERY == 0)
             signum = interruption.agreed(accelerator) if may_end else 0
             if is_last or signum or run.state.step % options.output.checkpointing_steps == 0:
-                progress.show()  # raises where the steps since the last checkpoint were skipped
+                progress.show()  # raises an error if too many steps in a row were skipped
                 save(run)
                 publisher.push_checkpoint()
             if signum:
@@ -237,7 +237,7 @@ def train(options: Options, family: type[Family]) -> None:
 
 
 def micro_batches(run: Run) -> Iterator[list[dict[str, Any]]]:
-    """The samples of each iteration that is left, one dictionary per micro-batch."""
+    """Yield the samples of each remaining iteration, one dictionary per micro-batch."""
     optimization = run.options.optimization
     loader = make_dataloader(
         run.rows,

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Distil SDXL into a student that samples in 1 to 4 steps (ADD, 2311.17042).
 
-The run is that of train_add.py. What is particular to SDXL, its two text encoders, pooled captions and size
-conditioning, is in training/models/families/stable_diffusion_xl.py; here is the one flag group that SDXL adds.
+The training loop is in train_add.py. The two text encoders, pooled embeddings and size conditioning of SDXL are in
+training/models/families/stable_diffusion_xl.py; this script only adds the flags of SDXL.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from training.options.models import SDXLOptions
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Run the command line `argv`, by default that of the process."""
     parser = make_parser(__doc__.split("\n")[0], [SDXLOptions])
     run_command(parser, argv, lambda args: train(Options.of(args), StableDiffusionXL))
 

@@ -1,12 +1,12 @@
-"""Pipelines for students of Adversarial Diffusion Distillation (ADD), which draw an image in one to four steps.
+"""Pipelines for students of Adversarial Diffusion Distillation (ADD), which generate an image in one to four steps.
 
     from add_diffusers import ADDPipeline
 
     pipe = ADDPipeline.from_pretrained("my-student")
     image = pipe("a red fox in the snow").images[0]
 
-The folders of a checkout (`pipelines`, `training`, `evaluation`, ...) are installed as sub-packages of this one: as
-top-level modules, such common names would collide with those of others.
+The folders of a checkout (`pipelines`, `training`, `evaluation`, ...) are installed as sub-packages of this one. As
+top-level modules, their common names could collide with other packages.
 """
 
 from importlib import import_module
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ADDPipeline", "ADDXLPipeline"]
 
-# In a checkout, installed with `pip install -e .` or not at all, the folders are beside this one instead of in it.
-# setuptools' editable mode does not map sub-packages, so that Python is told here where else to look for them.
+# In a checkout, with `pip install -e .` or without installation, the folders are beside this one instead of in it.
+# setuptools' editable mode does not map sub-packages, so their location is added to the search path here.
 if not (Path(__file__).parent / "pipelines").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
 
 def __getattr__(name: str) -> Any:
-    """Import a pipeline when it is first asked for: diffusers and torch take seconds to import."""
+    """Import a pipeline on first use, because importing diffusers and torch takes seconds."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.pipelines"), name)

@@ -1,10 +1,10 @@
 """The installed commands: `add-publish`, `add-single-file`, `add-evaluate`, `add-preference` and `add-live`.
 
-In a checkout the folders import one another by their own names, `from training.errors import UserError`, and training
-starts there as `accelerate launch train_add.py`. Installed, they are sub-packages of `add_diffusers`, and no such
-top-level name exists. Each command therefore puts the folder that holds them first on `sys.path`, and takes the current
-directory and anything else that has a module called `training` second. It does so in its own process alone: a program
-that imports `add_diffusers` keeps its `sys.path`.
+In a checkout, the folders import each other by their top-level names, such as `from training.errors import UserError`,
+and training is started by `accelerate launch train_add.py`. When installed, they are sub-packages of `add_diffusers`
+without top-level names. Each command therefore inserts the folder that contains them at the front of `sys.path`, before
+the current directory and other places that may have a module called `training`. This only happens in the command's own
+process; a program that imports `add_diffusers` keeps its `sys.path`.
 """
 
 import sys
@@ -25,22 +25,22 @@ def single_file() -> Any:
 
 
 def evaluate() -> Any:
-    """Draw, measure and compare, as `python -m evaluation`."""
+    """Generate, measure and compare, as `python -m evaluation`."""
     return _run("evaluation.__main__")
 
 
 def preference() -> Any:
-    """Let people or a model choose between images, as `python -m evaluation.preference`."""
+    """Run a preference study, as `python -m evaluation.preference`."""
     return _run("evaluation.preference.__main__")
 
 
 def live() -> Any:
-    """Draw while one types, as `python -m examples.live`."""
+    """Start the web page that updates the image as the prompt is typed, as `python -m examples.live`."""
     return _run("examples.live.__main__")
 
 
 def _run(module: str) -> Any:
-    """Call `module.main()`, which reads `sys.argv`. Returns the exit status, where None is success."""
-    # The last entry: of an installed package its only one, and in a checkout the one that was added for the folders.
+    """Call `module.main()`, which reads `sys.argv`. Returns the exit status; None means success."""
+    # The last entry is the only one of an installed package, and the one added for the folders in a checkout.
     sys.path.insert(0, list(add_diffusers.__path__)[-1])
     return import_module(module).main()

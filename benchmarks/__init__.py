@@ -1,1 +1,1 @@
-"""What ADD costs at full size: counted on any machine, measured on the one at hand."""
+"""Cost of ADD at full size: FLOPs and memory counted on any machine, speed measured on the present one."""

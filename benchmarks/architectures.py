@@ -1,6 +1,6 @@
-"""The published models' architectures from their configs alone: random weights, nothing is downloaded.
+"""Architectures of the published models, built from their configs with random weights and without downloads.
 
-Built under `torch.device("meta")` they cost no memory and still count; on a real device they run.
+Under `torch.device("meta")`, the networks take no memory but can be counted.
 """
 
 from dataclasses import dataclass, field
@@ -22,9 +22,9 @@ class Architecture:
     Attributes:
         layout: "sd" or "sdxl".
         unet: arguments of `UNet2DConditionModel`.
-        text_encoders: arguments of `CLIPTextConfig`, one each.
-        scaling_factor: of the latents.
-        prediction_type: of the UNet.
+        text_encoders: arguments of `CLIPTextConfig` for each text encoder.
+        scaling_factor: scaling factor of the latents.
+        prediction_type: prediction type of the UNet.
     """
 
     layout: str
@@ -34,25 +34,25 @@ class Architecture:
     prediction_type: str = "epsilon"
 
     def make_unet(self) -> UNet2DConditionModel:
-        """The UNet."""
+        """Make the UNet."""
         return UNet2DConditionModel(**self.unet)
 
     def unet_parameters(self) -> int:
-        """Their number."""
+        """Number of parameters of the UNet."""
         with torch.device("meta"):
             return sum(p.numel() for p in self.make_unet().parameters())
 
     def make_vae(self) -> AutoencoderKL:
-        """Stable Diffusion's autoencoder, 8 pixels a latent; SDXL's has the same shape."""
+        """Make Stable Diffusion's autoencoder with a factor of 8; that of SDXL has the same architecture."""
         return AutoencoderKL(**VAE, scaling_factor=self.scaling_factor)
 
     def make_text_encoders(self, **special_tokens: int) -> list[CLIPTextModel | CLIPTextModelWithProjection]:
-        """The text encoders; of two, the second projects."""
+        """Make the text encoders. If there are two, the second one has a projection."""
         kinds = (CLIPTextModel, CLIPTextModelWithProjection)
         return [kind(CLIPTextConfig(**c, **special_tokens)) for kind, c in zip(kinds, self.text_encoders)]
 
     def empty_condition(self, batch: int, dtype: torch.dtype = torch.float32) -> Condition:
-        """What the UNet takes beside latents and timesteps: the right shapes, arbitrary contents."""
+        """Uninitialized conditions of the UNet with the correct shapes."""
         hidden = torch.empty(batch, TEXT_LENGTH, self.unet["cross_attention_dim"], dtype=dtype)
         if self.layout == "sd":
             return {"encoder_hidden_states": hidden}
@@ -81,7 +81,7 @@ OPENCLIP_BIGG = {
     "vocab_size": 49408, "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
     "num_attention_heads": 20, "hidden_act": "gelu", "projection_dim": 1280,
 }  # fmt: skip
-# c_text (paper: CLIP ViT-g-14) and the two DINOv2 of F and c_img.
+# The encoder of c_text (CLIP ViT-g-14 in the paper), and the two DINOv2 networks for F and c_img.
 OPENCLIP_G = {**OPENCLIP_H, "num_hidden_layers": 24, "projection_dim": 1024}
 DINOV2_S = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}
 DINOV2_L = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -122,23 +122,23 @@ ARCHITECTURES = {
 
 
 def make_dinov2(config: dict[str, int]) -> Dinov2Model:
-    """A DINOv2 with patches of 14 pixels, trained at 518."""
+    """Make a DINOv2 with patches of 14 pixels and an image size of 518."""
     return Dinov2Model(Dinov2Config(**config, patch_size=14, image_size=518, mlp_ratio=4))
 
 
 def make_openclip_g(**special_tokens: int) -> CLIPTextModelWithProjection:
-    """CLIP ViT-g-14's text encoder, that of c_text."""
+    """Make the text encoder of CLIP ViT-g-14, for c_text."""
     return CLIPTextModelWithProjection(CLIPTextConfig(**OPENCLIP_G, **special_tokens))
 
 
 def make_tiny_vae() -> AutoencoderTiny:
-    """TAESD, whose default arguments these are."""
+    """Make a TAESD, which has the default arguments of `AutoencoderTiny`."""
     return AutoencoderTiny()
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to train, as flags of the scripts; `letters` as in the cost table."""
+    """A training recipe, as flags of the training scripts."""
 
     title: str
     flags: tuple[str, ...] = field(default_factory=tuple)

@@ -1,6 +1,6 @@
-"""FLOPs, memory and parameters of one iteration, counted on networks without contents: no weights, no GPU, no time.
+"""Counts of the FLOPs, memory and parameters of one iteration with fake tensors, without weights or a GPU.
 
-It is the real iteration that is counted, from the student's forward to the optimizers' steps, not a sum of assumptions.
+The real iteration is counted, from the student's forward pass to the optimizer steps.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ TERA, GIB = 1e12, 2**30
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one iteration, latents and embeddings read from the cache.
+    """Cost of one iteration, with latents and embeddings from the cache.
 
     Attributes:
-        batch: images in it.
-        tflop: an image; 1 multiply-add counts as 2.
-        peak_gib: memory of all tensors at most. A GPU needs some more: CUDA's context, the kernels' own workspace, and
-            what its allocator can't use for being in pieces.
-        resting_gib: the same between two iterations: weights, averages, optimizers' state.
-        trainable, frozen: parameters of the UNets.
+        batch: number of images per iteration.
+        tflop: TFLOP per image; one multiply-add counts as 2 FLOPs.
+        peak_gib: peak memory of all tensors. A GPU also needs memory for the CUDA context, the kernels' workspace, and
+            fragmentation.
+        resting_gib: memory of all tensors between two iterations: weights, averages, optimizer state.
+        trainable, frozen: numbers of parameters of the UNets.
     """
 
     batch: int
@@ -39,12 +39,12 @@ class Cost:
 
 
 def count_iteration(model: str, options: Options, batches: Sequence[int] | None = None) -> list[Cost]:
-    """The cost at each batch size of `batches`, by default that of `options`."""
+    """Count the cost for each batch size in `batches`, by default for that of `options`."""
     meter = Meter()
     with fake_run(model, options) as run:
         meter.hold(run.tensors())
         with meter:
-            run.run_iteration(1)  # makes the optimizers' state
+            run.run_iteration(1)  # initializes the optimizer state
             return [_measure(run, meter, size) for size in batches or [options.optimization.train_batch_size]]
 
 
@@ -64,7 +64,7 @@ def _measure(run: FakeRun, meter: Meter, batch: int) -> Cost:
 
 
 def count_components(resolutions: tuple[int, ...] = (512, 1024)) -> dict[str, float]:
-    """TFLOP an image of each network by itself: forward, and with `+backward` the whole training pass."""
+    """Count the TFLOP per image of each network: for the forward pass, and with `+backward` for both passes."""
     found: dict[str, float] = {}
 
     def forward(name: str, call) -> None:

@@ -1,7 +1,7 @@
-"""A run at full size whose tensors have shapes and no contents: the real networks, losses and updates, and no memory.
+"""Full-size runs with fake tensors, which have shapes but no data: real networks, losses and updates without memory.
 
-It stands on torch's fake tensors. They say that they are on a CPU, since a torch without CUDA has no other device whose
-backward it could follow; where CUDA's rules differ and memory depends on it, CUDA's are followed.
+The fake tensors of torch are on the device "cpu", because without CUDA there is no other device with a backward pass.
+Where the memory depends on differences between CPU and CUDA, the behavior of CUDA is used.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,13 +42,13 @@ from training.options.derived import guiding_prompts
 from training.options.options import Options
 from training.run.players import Players, make_players
 
-CONDITION_DIM = 2048  # of c: CLIP ViT-g-14 and DINOv2 ViT-L
-# What autocast does in float32 on CUDA and leaves alone on a CPU, of what is used here.
+CONDITION_DIM = 2048  # dimension of c: CLIP ViT-g-14 and DINOv2 ViT-L
+# Functions that autocast runs in float32 on CUDA but not on a CPU.
 IN_FLOAT32 = ("group_norm", "layer_norm", "interpolate")
 
 
 class Encoders(nn.ModuleList):
-    """What the cache takes the place of, the autoencoder aside: text encoders, CLIP ViT-g-14, DINOv2 ViT-L."""
+    """The encoders that the cache replaces, except for the autoencoder: text encoders, CLIP ViT-g-14, DINOv2 ViT-L."""
 
     def __init__(self, architecture: Architecture):
         texts = [*architecture.make_text_encoders(), make_openclip_g()]
@@ -56,7 +56,7 @@ class Encoders(nn.ModuleList):
 
     @torch.no_grad()
     def forward(self, x0: Tensor) -> None:
-        """Encode the images `x0` and as many captions."""
+        """Encode the images `x0` and the same number of captions."""
         *texts, image = self
         ids = torch.empty(len(x0), TEXT_LENGTH, dtype=torch.long)
         for encoder in texts:
@@ -69,7 +69,7 @@ class FakeRun:
     """The parts of a run that an iteration uses.
 
     Attributes:
-        encoders: of captions, c_text and c_img; None where those are read from the cache.
+        encoders: encoders of captions, c_text and c_img; None if their outputs are read from the cache.
     """
 
     options: Options
@@ -79,7 +79,7 @@ class FakeRun:
     encoders: Encoders | None
 
     def tensors(self) -> Iterator[Tensor]:
-        """Everything that is in memory before the first iteration."""
+        """Yield all tensors that are in memory before the first iteration."""
         space = self.networks.latents
         networks = (self.networks.student, self.networks.teacher, space.vae, space.decoder)
         for module in (*networks, self.players.losses.discriminator, self.encoders):
@@ -90,7 +90,7 @@ class FakeRun:
             yield from self.players.ema.shadow_params
 
     def run_iteration(self, batch_size: int) -> None:
-        """One iteration, as the training script has it."""
+        """Run one iteration as in the training script."""
         accumulated = self.options.optimization.gradient_accumulation_steps
         iteration(self.players, [self._batch(batch_size) for _ in range(accumulated)])
 
@@ -120,23 +120,23 @@ class FakeRun:
 
 @contextmanager
 def fake_run(model: str, options: Options) -> Iterator[FakeRun]:
-    """The run that the `options` ask for on `model`, in a mode where tensors have no contents.
+    """Context manager that makes the run for `options` on `model` and enables a mode with fake tensors.
 
-    Nothing inside can ask for a tensor's value.
+    Within the context, values of tensors cannot be read.
     """
     architecture, functional = ARCHITECTURES[model], torch.nn.functional
-    with torch.device("meta"):  # a fake tensor can't be cast, and peft can't adapt what is made of them
+    with torch.device("meta"):  # fake tensors cannot be cast, and peft cannot adapt modules with fake tensors
         networks = _make_networks(architecture, options)
         discriminator = _make_discriminator(options) if options.method.adversarial_weight > 0 else None
         encoders = None if options.hardware.cache_dir_latents else Encoders(architecture).to(half(options)).eval()
     with ExitStack() as stack:
         for name in IN_FLOAT32:
             stack.enter_context(mock.patch.object(functional, name, _in_float32(getattr(functional, name))))
-        # The 8-bit optimizer reads the values of a table that it makes, and its guard whether the loss is finite.
+        # The 8-bit optimizer reads the values of a table, and its guard whether the loss is finite.
         table = create_dynamic_map(signed=True)
         stack.enter_context(mock.patch("bitsandbytes.functional.create_dynamic_map", return_value=table))
         stack.enter_context(mock.patch.object(Updater, "_guarded_step", lambda updater, _: updater.optimizer.step()))
-        AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps its device for a process
+        AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps its device for the whole process
         stack.callback(AcceleratorState._reset_state, reset_partial_state=True)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         space = networks.latents
@@ -146,7 +146,7 @@ def fake_run(model: str, options: Options) -> Iterator[FakeRun]:
 
 
 def half(options: Options) -> torch.dtype:
-    """The precision of frozen networks; fp16 is as wide as bf16, and only the latter can be had on a CPU."""
+    """The dtype of frozen networks. fp16 is counted as bf16, which has the same size and is supported on a CPU."""
     return torch.float32 if options.hardware.mixed_precision == "no" else torch.bfloat16
 
 
@@ -160,7 +160,7 @@ def _in_float32(function: Callable) -> Callable:
 
 
 def _make_networks(architecture: Architecture, options: Options) -> Networks:
-    """As `training.models.networks.load_networks`, from configs and on whatever device is the default."""
+    """Make networks as in `training.models.networks.load_networks`, but from configs and on the default device."""
 
     def frozen(network: nn.Module, dtype: torch.dtype) -> nn.Module:
         return nn.Module.to(network, dtype).eval().requires_grad_(False)

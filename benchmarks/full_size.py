@@ -1,12 +1,12 @@
-"""What ADD costs on Stable Diffusion 1.5, 2.1 and SDXL at full size, from their configs with random weights.
+"""Cost of ADD with Stable Diffusion 1.5, 2.1 and SDXL at full size, built from their configs with random weights.
 
-    python -m benchmarks.full_size count                      FLOPs, peak memory, parameters: on any machine, no weights
-    python -m benchmarks.full_size options --model sdxl       what each way to save memory saves and costs, counted
-    python -m benchmarks.full_size run --model sdxl --recipe C    real iterations on the device at hand
-    python -m benchmarks.full_size compare --model sdxl --recipes A C    how much faster the second is, turn by turn
-    python -m benchmarks.full_size all                        every run of the table, into benchmarks/results/
+    python -m benchmarks.full_size count                      count FLOPs, peak memory and parameters, without weights
+    python -m benchmarks.full_size options --model sdxl       count the saving and cost of each memory option
+    python -m benchmarks.full_size run --model sdxl --recipe C    measure iterations on the present device
+    python -m benchmarks.full_size compare --model sdxl --recipes A C    measure two recipes alternately
+    python -m benchmarks.full_size all                        measure all runs and write benchmarks/results/
 
-Recipes are flags of the training scripts; `count`, `run` and `compare` take more of them at their end.
+Recipes are flags of the training scripts; `count`, `run` and `compare` accept additional flags at the end.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from training.options import Options
 from training.options import make_parser as make_training_parser
 
 FAMILY_OF_LAYOUT = {"sd": StableDiffusion, "sdxl": StableDiffusionXL}
-BATCHES = (1, 4)  # of the table of options
+BATCHES = (1, 4)  # batch sizes in the table of options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ OPTIONS = (
 def training_flags(
     model: str, recipe: str, resolution: int, batch: int, world: str | Path, more: Sequence[str]
 ) -> list[str]:
-    """The training script's flags for a recipe on the world of `benchmarks.world`."""
+    """Flags of the training script for a recipe and the models of `benchmarks.world`."""
     flags = RECIPES[recipe].flags
     return [
         "--pretrained_teacher_model", f"{world}/teacher", "--train_data_dir", f"{world}/data",
@@ -80,19 +80,19 @@ def training_flags(
 
 
 def training_options(*args) -> Options:
-    """The same, parsed."""
+    """Parsed options of `training_flags`."""
     return Options.of(make_training_parser("benchmark").parse_args(training_flags(*args)))
 
 
 def without_cache(options: Options) -> Options:
-    """The same run with its encoders online."""
+    """The same options without the cache, so that the encoders run."""
     return dataclasses.replace(options, hardware=dataclasses.replace(options.hardware, cache_dir_latents=None))
 
 
 def count(
     models: Sequence[str], resolution: int, recipes: Sequence[str], batch: int, more: Sequence[str]
 ) -> list[dict]:
-    """One row a model and recipe."""
+    """Count and print the cost of each model and recipe. Returns one row for each."""
     from benchmarks.count import count_iteration
 
     rows = []
@@ -101,19 +101,19 @@ def count(
             [cost] = count_iteration(model, training_options(model, recipe, resolution, batch, "world", more))
             rows.append({"model": model, "resolution": resolution, "recipe": recipe, **dataclasses.asdict(cost)})
             print(
-                f"{model:<5} @{resolution} {recipe:<7} {cost.tflop:6.2f} TFLOP an image, {cost.batch} an iteration: "
-                f"{cost.peak_gib:5.2f} GiB at most, {cost.resting_gib:5.2f} at rest; {cost.trainable / 1e6:7.1f}M "
-                f"trainable and {cost.frozen / 1e6:7.1f}M frozen parameters of UNets",
+                f"{model:<5} @{resolution} {recipe:<7} {cost.tflop:6.2f} TFLOP per image, {cost.batch} per iteration: "
+                f"{cost.peak_gib:5.2f} GiB peak, {cost.resting_gib:5.2f} at rest; {cost.trainable / 1e6:7.1f}M "
+                f"trainable and {cost.frozen / 1e6:7.1f}M frozen UNet parameters",
                 flush=True,
             )
     return rows
 
 
 def compare_options(model: str, resolution: int) -> list[dict]:
-    """What each way to save memory or time saves and costs. Prints a Markdown table."""
+    """Count the cost of each option that saves memory or time, and print a Markdown table."""
     from benchmarks.count import count_iteration
 
-    print("| | TFLOP an image | " + " | ".join(f"GiB at batch {b}" for b in BATCHES) + " | GiB at rest |")
+    print("| | TFLOP per image | " + " | ".join(f"GiB at batch {b}" for b in BATCHES) + " | GiB at rest |")
     print("|---|" + "--:|" * (2 + len(BATCHES)))
     rows = []
     for option in OPTIONS:
@@ -128,7 +128,7 @@ def compare_options(model: str, resolution: int) -> list[dict]:
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Measure one recipe on the device at hand."""
+    """Measure one recipe on the present device."""
     from benchmarks.count import count_iteration
     from benchmarks.measure import machine, matrix_rate, time_iterations
     from benchmarks.world import build_world
@@ -155,33 +155,33 @@ def _command() -> str:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; what it doesn't know goes to the training script's parser."""
+    """Parse the command line. Unknown arguments are passed to the parser of the training script."""
     parser = argparse.ArgumentParser(prog=command_name("benchmarks.full_size"), description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    counting = commands.add_parser("count", help="Count on the meta device.")
+    counting = commands.add_parser("count", help="Count FLOPs, memory and parameters.")
     counting.add_argument("--models", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     counting.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
-    counting.add_argument("--json", type=Path, default=None, help="File to write the rows to.")
-    table = commands.add_parser("options", help="What each way to save memory saves and costs, counted: a table.")
+    counting.add_argument("--json", type=Path, default=None, help="JSON file to write the rows to.")
+    table = commands.add_parser("options", help="Print a table of the counted saving and cost of each memory option.")
     table.add_argument("--model", choices=ARCHITECTURES, default="sdxl")
-    running = commands.add_parser("run", help="Measure one recipe. The last line printed is JSON.")
+    running = commands.add_parser("run", help="Measure one recipe. The last line of the output is JSON.")
     running.add_argument("--recipe", choices=RECIPES, required=True)
-    comparing = commands.add_parser("compare", help="How much faster the second recipe is, turn by turn.")
+    comparing = commands.add_parser("compare", help="Measure two recipes alternately, and compare their speed.")
     comparing.add_argument("--recipes", nargs=2, choices=RECIPES, default=["A", "C"])
-    comparing.add_argument("--rounds", type=int, default=2, help="Turns of each; who goes first changes.")
+    comparing.add_argument("--rounds", type=int, default=2, help="Number of runs of each recipe, in alternating order.")
     for command in (running, comparing):
         command.add_argument("--model", choices=ARCHITECTURES, required=True)
-    everything = commands.add_parser("all", help="Measure every run of the table that is not yet in the results.")
+    everything = commands.add_parser("all", help="Measure all runs of the table that have no results yet.")
     for command in (comparing, everything):
-        command.add_argument("--results", type=Path, default=RESULTS, help="Folder for the figures.")
+        command.add_argument("--results", type=Path, default=RESULTS, help="Folder for the results.")
     for command in (counting, running, comparing):
-        command.add_argument("--batch", type=int, default=1, help="Images an iteration.")
+        command.add_argument("--batch", type=int, default=1, help="Number of images per iteration.")
     for command in (running, comparing, everything):
-        command.add_argument("--iterations", type=int, default=10, help="That are timed.")
-        command.add_argument("--warmup", type=int, default=3, help="Iterations before those.")
+        command.add_argument("--iterations", type=int, default=10, help="Number of timed iterations.")
+        command.add_argument("--warmup", type=int, default=3, help="Number of warmup iterations before timing.")
         command.add_argument("--world", type=Path, default=Path("build/full-size"), help="Folder for random weights.")
     for command in (counting, running, comparing, table):
-        command.add_argument("--resolution", type=int, default=512, help="Side of the images, pixels.")
+        command.add_argument("--resolution", type=int, default=512, help="Height and width of the images in pixels.")
     args, args.more = parser.parse_known_args(argv)
     if args.command in ("all", "options") and args.more:
         parser.error(f"unrecognized arguments: {' '.join(args.more)}")
@@ -189,7 +189,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Run the command line `argv`, by default that of the process."""
     args = parse(argv)
     if args.command == "count":
         rows = count(args.models, args.resolution, args.recipes, args.batch, args.more)

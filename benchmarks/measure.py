@@ -1,4 +1,4 @@
-"""Real iterations of the real loop, timed."""
+"""Timing of real iterations of the training loop."""
 
 import platform
 import re
@@ -24,12 +24,12 @@ from training.processes.accelerator import make_accelerator
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one iteration.
+    """Speed and memory of one iteration.
 
     Attributes:
-        milliseconds: median.
-        images_per_second: of this device.
-        peak_gib: memory that tensors took at most in the timed iterations; on a CPU, what the whole process did.
+        milliseconds: median time of an iteration.
+        images_per_second: images per second on this device.
+        peak_gib: peak tensor memory in the timed iterations; on a CPU, peak memory of the whole process.
     """
 
     milliseconds: float
@@ -38,7 +38,7 @@ class Speed:
 
 
 def time_iterations(options: Options, family: type[Family], iterations: int, warmup: int = 3) -> Speed:
-    """Prepare a run and time `iterations` of its iterations, data loading excluded and encoding included."""
+    """Prepare a run and time `iterations` of its iterations, including encoding but excluding data loading."""
     refuse(options)
     run = prepare(options, family, make_accelerator(options))
     device, batch_size = run.accelerator.device, run.effective_batch_size
@@ -64,15 +64,15 @@ def time_iterations(options: Options, family: type[Family], iterations: int, war
     return Speed(median * 1e3, batch_size / median, _peak_bytes(device) / 2**30)
 
 
-PROCESS = Path("/proc/self")  # of Linux
+PROCESS = Path("/proc/self")  # only on Linux
 
 
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with suppress(OSError):  # elsewhere, or where it is forbidden, the peak is that of the whole process
-            (PROCESS / "clear_refs").write_text("5")  # the most that the process has had becomes what it has
+        with suppress(OSError):  # on other systems, or if it is forbidden, the peak is that of the whole process
+            (PROCESS / "clear_refs").write_text("5")  # resets the peak memory of the process to its current memory
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -84,7 +84,7 @@ def _peak_bytes(device: torch.device) -> int:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 8192, seconds: float = 1.0) -> float:
-    """TFLOP/s of square matrix products of `side`, the yardstick of an accelerator."""
+    """Measured TFLOP/s of square matrix products of size `side`, as a reference for the device."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     a @ b
     _wait(device)
@@ -102,13 +102,13 @@ def _wait(device: torch.device) -> None:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What the figures were measured on."""
+    """Description of the device, for the results."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return {"device": name, "torch": torch.__version__, "threads": str(torch.get_num_threads())}
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name, where the system tells it."""
+    """Name of the processor, if the system provides it."""
     lines: Sequence[str] = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

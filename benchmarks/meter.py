@@ -1,4 +1,4 @@
-"""FLOPs and memory of whatever runs inside, read off torch's operations as they are dispatched."""
+"""Meter for FLOPs and memory that intercepts torch's operations as they are dispatched."""
 
 import weakref
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-ALIGNMENT = 512  # bytes that CUDA's allocator rounds a tensor up to
+ALIGNMENT = 512  # bytes; CUDA's allocator rounds the size of a tensor up to a multiple
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_, out_val=None, **__) -> int:
@@ -20,7 +20,7 @@ def _attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor,
     return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
 
 
-# torch's formulas, and those of attention's CPU kernels, which it lacks.
+# The formulas of torch, and those for the attention kernels on CPU, which torch does not have.
 FORMULAS = flop_registry | {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
@@ -28,13 +28,13 @@ FORMULAS = flop_registry | {
 
 
 class Meter(TorchDispatchMode):
-    """Counts while it is entered. It hooks into no module, so it can follow `autograd.grad` (R1) and recomputation,
-    at which torch's `FlopCounterMode` and `MemTracker` stop.
+    """Context manager that counts FLOPs and memory. It does not use module hooks, so unlike torch's `FlopCounterMode`
+    and `MemTracker` it supports `autograd.grad` (R1) and recomputation.
 
     Attributes:
-        flops: so far; 1 multiply-add counts as 2, and what torch has no formula for as nothing.
-        live: bytes of all tensors that there are, of those held or made under the meter; shared memory counts once.
-        peak: the most that `live` has been.
+        flops: FLOPs so far. One multiply-add counts as 2; operations without a formula in torch are not counted.
+        live: bytes of all existing tensors that were held or created under the meter; shared memory counts once.
+        peak: maximum of `live`.
     """
 
     def __init__(self) -> None:
@@ -43,12 +43,12 @@ class Meter(TorchDispatchMode):
         self.storages: dict[int, weakref.ref] = {}  # by address
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that were made before, weights for instance."""
+        """Also count tensors that were created before, such as weights."""
         for tensor in tensors:
             self._add(tensor)
 
     def reset(self) -> None:
-        """Count anew, with what there is now."""
+        """Reset FLOPs to zero and the peak to the current memory."""
         self.flops, self.peak = 0, self.live
 
     def _add(self, tensor: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Stand-ins for bitsandbytes' quantized layers, which can't be without contents: what they store and what they do."""
+"""Replacements for the quantized layers of bitsandbytes, which do not support fake tensors."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ BLOCK = 64  # 4-bit weights that share a scale
 
 
 class _Unpacked(torch.autograd.Function):
-    """A product with weights that are unpacked for it, and again for its gradient, as bitsandbytes does."""
+    """A matrix product whose weights are unpacked in the forward and again in the backward pass, as in bitsandbytes."""
 
     @staticmethod
     def forward(ctx, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -20,25 +20,25 @@ class _Unpacked(torch.autograd.Function):
 
 
 class PackedLinear(nn.Linear):
-    """Stands for bitsandbytes' layers, which can't be without contents: 8 or 4 bits a weight, and their scales."""
+    """Replacement for a quantized layer of bitsandbytes, with 8 or 4 bits per weight, and scales."""
 
     def __init__(self, linear: nn.Linear, bits: int):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
         rows, columns = linear.weight.shape
         self.shape, self.bias = (rows, columns), linear.bias
         self.weight = nn.Parameter(torch.empty(rows * columns * bits // 8, dtype=torch.uint8), requires_grad=False)
-        # LLM.int8 has a float32 scale a row; NF4 one a block, in 8 bits (and scales of those, next to nothing).
+        # LLM.int8 has a float32 scale per row; NF4 has an 8-bit scale per block (and negligible scales of scales).
         scales = torch.empty(rows) if bits == 8 else torch.empty(rows * columns // BLOCK, dtype=torch.uint8)
         self.register_buffer("scales", scales)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(..., in)` to `(..., out)`."""
+        """Apply the layer to `(..., in)`. Returns `(..., out)`."""
         out = _Unpacked.apply(x, self.weight, self.shape)
         return out if self.bias is None else out + self.bias
 
 
 def pack_linears(network: nn.Module, bits: int) -> nn.Module:
-    """`training.models.quantization.quantize_linears` for networks without contents. In place."""
+    """Like `training.models.quantization.quantize_linears`, for networks with fake tensors. In place."""
     for name, child in network.named_children():
         if isinstance(child, nn.Linear):
             setattr(network, name, PackedLinear(child, bits))

@@ -1,9 +1,9 @@
-"""How much sooner `pipe.optimize()` draws than the stock pipeline: both in one run, turn by turn.
+"""Speed of a pipeline after `pipe.optimize()` compared to the stock pipeline, measured alternately in one run.
 
     python -m benchmarks.pipeline --model build/demo/student
 
-A pair is one call of each right after the other, so that a busy machine slows both; the figure is the median of the
-pairs' ratios. Both draw the same prompts and seeds, and how far their images lie apart is printed beside it.
+In each pair, both pipelines are called one after the other, so that other load on the machine slows both; the result is
+the median of the ratios. Both use the same prompts and seeds, and the difference of their images is printed as well.
 """
 
 import argparse
@@ -25,14 +25,14 @@ PROMPT = "a handwritten seven"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of one call.
+    """Result of the comparison, for one call.
 
     Attributes:
-        stock_ms: median of the stock pipeline's calls.
-        optimized_ms: the same of ours, after `optimize`.
-        ratio: median of stock / optimized over the pairs: above 1, ours is faster.
-        first_call_s: of our first call, which compiles.
-        difference: the largest distance of two pixels in [0, 1] that should be the same.
+        stock_ms: median time of the stock pipeline's calls.
+        optimized_ms: median time of the optimized pipeline's calls.
+        ratio: median of stock / optimized over the pairs; above 1, the optimized pipeline is faster.
+        first_call_s: seconds of the first call of the optimized pipeline, which compiles.
+        difference: maximum difference of corresponding pixels in [0, 1].
     """
 
     stock_ms: float
@@ -43,13 +43,13 @@ class Comparison:
 
 
 def compare(stock: DiffusionPipeline, ours: DiffusionPipeline, pairs: int, warmup: int = 3, **call) -> Comparison:
-    """Time `pairs` calls of each, turn by turn, after `warmup` of each.
+    """Time `pairs` calls of each pipeline alternately, after `warmup` calls of each.
 
     Args:
         stock: the stock pipeline.
-        ours: one on other copies of the same weights, optimized.
-        pairs: measured; which of the two goes first changes from pair to pair.
-        warmup: not measured, at least one, for the first compiles.
+        ours: optimized pipeline with a copy of the same weights.
+        pairs: number of timed calls of each; the order alternates from pair to pair.
+        warmup: number of pairs that are not timed, at least one.
         call: arguments of both calls.
     """
     first = _call(ours, 0, call)[0]
@@ -68,24 +68,25 @@ def compare(stock: DiffusionPipeline, ours: DiffusionPipeline, pairs: int, warmu
 
 
 def _call(pipe: DiffusionPipeline, seed: int, call: dict) -> tuple[float, torch.Tensor]:
-    """Seconds, and the images on the CPU, whose copy waits for the device."""
+    """Call a pipeline. Returns the seconds, and the images on the CPU."""
     start = time.perf_counter()
     images = pipe(generator=torch.Generator().manual_seed(seed), guidance_scale=0.0, output_type="pt", **call).images
     return time.perf_counter() - start, images.float().cpu()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command. Its last line is JSON."""
+    """Run the command line `argv`, by default that of the process. The last line of the output is JSON."""
     parser = argparse.ArgumentParser(prog=command_name("benchmarks.pipeline"), description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--model", required=True, help="A student's folder or repo.")
-    add("--prompt", default=PROMPT, help="What to draw.")
-    add("--num_inference_steps", type=int, default=1, help="Of each image.")
-    add("--batch_size", type=int, default=1, help="Images a call.")
-    add("--pairs", type=int, default=30, help="Calls of each pipeline that are timed.")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="Of the weights.")
-    add("--tiny_vae", default=None, help="An AutoencoderTiny for ours alone; the images then differ.")
-    add("--no_compile", action="store_true", help="All but torch.compile.")
+    add("--model", required=True, help="Hub id or folder of a student.")
+    add("--prompt", default=PROMPT, help="Prompt for the images.")
+    add("--num_inference_steps", type=int, default=1, help="Number of sampling steps.")
+    add("--batch_size", type=int, default=1, help="Number of images per call.")
+    add("--pairs", type=int, default=30, help="Number of timed calls of each pipeline.")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="Data type of the weights.")
+    add("--tiny_vae", default=None, help="Hub id or folder of an AutoencoderTiny, which is only used by the optimized "
+        "pipeline, so the images differ.")  # fmt: skip
+    add("--no_compile", action="store_true", help="Do not use torch.compile.")
     args = parser.parse_args(argv)
     if args.pairs < 1 or args.batch_size < 1:
         parser.error(f"--pairs={args.pairs} and --batch_size={args.batch_size} must be at least 1.")

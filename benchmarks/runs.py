@@ -1,4 +1,4 @@
-"""Measured runs, each in a process of its own, whose memory is then its own too; and what the project aims at."""
+"""Measured runs, each in a separate process so that its memory can be measured, and the project's targets."""
 
 import json
 import os
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Run:
-    """One row of figures: what is trained, and `flags` of the training script beyond the recipe's."""
+    """One measured run: model, recipe, and `flags` of the training script in addition to those of the recipe."""
 
     model: str
     resolution: int
@@ -26,7 +26,7 @@ class Run:
     flags: tuple[str, ...] = ()
 
     def command(self, iterations: int, warmup: int, world: Path) -> list[str]:
-        """The arguments of `python` that measure it."""
+        """Arguments of `python` for measuring this run."""
         return [
             "-m", "benchmarks.full_size", "run", "--model", self.model, "--resolution", str(self.resolution),
             "--recipe", self.recipe, "--batch", str(self.batch), "--iterations", str(iterations),
@@ -34,12 +34,12 @@ class Run:
         ]  # fmt: skip
 
     def is_of(self, row: dict) -> bool:
-        """Whether `row` holds this run's figures."""
+        """Whether `row` has the figures of this run."""
         mine = (self.model, self.resolution, self.recipe, self.batch, " ".join(self.flags))
         return mine == tuple(row.get(key) for key in ("model", "resolution", "recipe", "batch", "flags"))
 
 
-# What the aims ask for comes first.
+# The runs that the targets need come first.
 RUNS = (
     Run("sdxl", 512, "C+LoRA", 1, MEMORY),
     Run("sdxl", 512, "C", 1, MEMORY),
@@ -54,7 +54,7 @@ RUNS = (
 
 
 def measure(run: Run, iterations: int, warmup: int, world: Path) -> dict:
-    """The figures of `run`; where it failed, its exit status as `failed`."""
+    """Measure `run`. Returns its figures, or its exit status as `failed`."""
     command = run.command(iterations, warmup, world)
     print("python " + " ".join(command), flush=True)
     done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=False)
@@ -70,7 +70,7 @@ def measure(run: Run, iterations: int, warmup: int, world: Path) -> dict:
 
 
 def measure_all(device: str, iterations: int, warmup: int, world: Path, results: Path) -> list[dict]:
-    """Every run of `RUNS`, saved as it is measured. Called again, it goes on with what is missing or failed."""
+    """Measure all runs in `RUNS`, and save each result. A repeated call continues with missing and failed runs."""
     path = results / f"{file_name(device)}.json"
     rows = [row for row in load(path) if "failed" not in row]
     for run in RUNS:
@@ -81,17 +81,17 @@ def measure_all(device: str, iterations: int, warmup: int, world: Path, results:
 
 
 def file_name(device: str) -> str:
-    """A device's name as that of a file."""
+    """Convert the name of a device to a file name."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def load(path: Path) -> list[dict]:
-    """What was saved, or nothing."""
+    """Read saved figures; empty if there are none."""
     return json.loads(path.read_text()) if path.is_file() else []
 
 
 def save(path: Path, rows: list[dict]) -> None:
-    """Write figures; an interrupted write leaves the old ones."""
+    """Write figures atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(rows, indent=1) + "\n")
@@ -99,7 +99,7 @@ def save(path: Path, rows: list[dict]) -> None:
 
 
 def compare(first: Run, second: Run, rounds: int, iterations: int, warmup: int, world: Path) -> dict:
-    """How much faster `second` is than `first`: both in turn, `rounds` times, the median of the rounds' ratios.
+    """Compare the speed of `second` and `first`: measure both alternately `rounds` times, and take the median ratio.
 
     Raises:
         RuntimeError: one of them failed.
@@ -109,7 +109,7 @@ def compare(first: Run, second: Run, rounds: int, iterations: int, warmup: int, 
         for run in (first, second) if i % 2 == 0 else (second, first):
             rows.append(measure(run, iterations, warmup, world))
             if "failed" in rows[-1]:
-                raise RuntimeError(f"{run} failed, so there is nothing to compare")
+                raise RuntimeError(f"{run} failed, so the runs cannot be compared")
     slow, fast = ([row["images_per_second"] for row in rows if run.is_of(row)] for run in (first, second))
     ratios = [b / a for a, b in zip(slow, fast)]
     return {"speed": statistics.median(ratios), "ratios": ratios, "rows": rows}
@@ -117,15 +117,15 @@ def compare(first: Run, second: Run, rounds: int, iterations: int, warmup: int, 
 
 @dataclass(frozen=True)
 class Aim:
-    """A figure to be reached: `find` looks for it in the rows and returns None where it was not measured."""
+    """A target: `find` computes its figure from the rows, and returns None if it was not measured."""
 
     title: str
     bound: float
-    is_limit: bool  # the figure is to stay below the bound, not to reach it
+    is_limit: bool  # whether the figure must be below the bound instead of reaching it
     find: Callable[[Sequence[dict]], float | None]
 
     def verdict(self, rows: Sequence[dict]) -> str:
-        """One line."""
+        """Describe the target and whether it is met, in one line."""
         value, relation = self.find(rows), "under" if self.is_limit else "at least"
         if value is None:
             return f"{self.title}: {relation} {self.bound:g}: not measured"

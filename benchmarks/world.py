@@ -1,4 +1,4 @@
-"""A full-size world on disk with random weights, so that the training script runs as for anyone."""
+"""Full-size models with random weights and images on disk, for measuring the training script."""
 
 from pathlib import Path
 
@@ -24,13 +24,13 @@ DONE = "complete"
 
 
 def build_world(model: str, folder: Path, resolution: int, device: torch.device) -> Path:
-    """Teacher, F, encoders of c, a tiny decoder and images in `folder`, in fp16. A second call finds them."""
+    """Write teacher, F, encoders of c, a tiny decoder and images to `folder`, in fp16, unless they exist already."""
     if (folder / DONE).is_file():
         return folder
     torch.manual_seed(0)
     tokenizer = make_tokenizer([CAPTION])
     tokenizer.model_max_length = 77
-    with torch.device(device):  # filling 2.6 billion weights takes a CPU minutes
+    with torch.device(device):  # on a CPU, initializing 2.6 billion weights takes minutes
         for name, module in (
             ("feature_network", make_dinov2(DINOV2_S)),
             ("image_condition", make_dinov2(DINOV2_L)),

@@ -1,6 +1,6 @@
 """The discriminator of Adversarial Diffusion Distillation: frozen feature network, trainable heads, condition.
 
-ADD (2311.17042) section 3.2, after StyleGAN-T (2301.09515).
+Sources: ADD (2311.17042) section 3.2, and StyleGAN-T (2301.09515).
 """
 
 from discriminator.augment import AUGMENT_NUMBERS, diff_augment

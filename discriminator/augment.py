@@ -1,7 +1,7 @@
-"""DiffAugment (2006.10738): differentiable augmentation of real and generated images, in the D and the G phase alike.
+"""DiffAugment (2006.10738): differentiable augmentation of real and generated images, in both players' steps.
 
-Images are `(B, 3, H, W)`, nominally in [-1, 1]. The colour operations may leave that range; nothing is clamped,
-because a clamp has no gradient where it acts. Every operation takes its parameters per sample, `(B,)`.
+Images are `(B, 3, H, W)`, nominally in [-1, 1]. The color operations may exceed that range; values are not clamped,
+because clamped values have no gradient. The parameters of each operation are given per sample, `(B,)`.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 MAX_TRANSLATION = 0.125  # of the image's side
 CUTOUT_SIZE = 0.2  # of the image's side
-AUGMENT_NUMBERS = 7  # uniform numbers that one image takes
+AUGMENT_NUMBERS = 7  # random numbers per image
 
 
 def _per_sample(parameter: Tensor) -> Tensor:
@@ -34,12 +34,12 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def translate(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Shift by whole pixels, `down` and `right` (B,) int64 of either sign; what is uncovered becomes 0."""
+    """Shift by whole pixels, `down` and `right` (B,) int64 of either sign, and fill with 0."""
     height, width = images.shape[-2:]
-    row = torch.arange(height, device=images.device) - down[:, None]  # (B, H): the row each row is taken from
+    row = torch.arange(height, device=images.device) - down[:, None]  # (B, H): source of each row
     column = torch.arange(width, device=images.device) - right[:, None]
-    # Gathered cyclically, every pixel is read exactly once: the backward scatter has no collisions, so its sums
-    # do not depend on the order in which an accelerator adds. What wrapped around is masked afterwards.
+    # A cyclic gather reads each pixel exactly once, so the scatter in the backward pass has no collisions and is
+    # deterministic. Pixels that wrapped around are masked afterwards.
     shifted = images.gather(2, (row % height)[:, None, :, None].expand_as(images))
     shifted = shifted.gather(3, (column % width)[:, None, None, :].expand_as(images))
     inside_rows = (row >= 0) & (row < height)
@@ -48,7 +48,7 @@ def translate(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 def cutout(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-    """Set one box of `size` (height, width) with its corner at `top`, `left` (B,) to 0; parts outside don't count."""
+    """Set a box of `size` (height, width) with its corner at `top`, `left` (B,) to 0. It may extend over the border."""
     row = torch.arange(images.shape[-2], device=images.device)
     column = torch.arange(images.shape[-1], device=images.device)
     in_rows = (row >= top[:, None]) & (row < top[:, None] + size[0])  # (B, H)
@@ -58,20 +58,21 @@ def cutout(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> 
 
 def _integer(uniform: Tensor, low: int, high: int) -> Tensor:
     """Map `uniform` in [0, 1) to integers low..high inclusive."""
-    # torch.rand's largest number is 1 - 2**-24: n times it never rounds up to n in float32, so `high` is not exceeded.
+    # The largest number of torch.rand is 1 - 2**-24; n times it never rounds up to n in float32, so the result is
+    # at most `high`.
     return (low + uniform * (high - low + 1)).floor().long()
 
 
 def diff_augment(images: Tensor, uniform: Tensor) -> Tensor:
-    """Apply all five operations, each with its own random parameters for every sample.
+    """Apply all five operations, with separate random parameters for each sample.
 
     brightness +U(-0.5, 0.5); saturation x U(0, 2); contrast x U(0.5, 1.5); translation by up to 12.5 % of the side;
-    one cutout of 20 % x 20 % whose centre is uniform over the image (at the border it is cut off).
+    one cutout of 20 % x 20 % whose center is uniform over the image (it may extend over the border).
 
     Args:
         images: `(B, 3, H, W)` in [-1, 1], float32.
-        uniform: `(B, AUGMENT_NUMBERS)` in [0, 1), each image's own random numbers. They come from outside so that an
-            image's augmentation depends neither on its batch nor on a hidden random state.
+        uniform: `(B, AUGMENT_NUMBERS)` random numbers in [0, 1). They are an argument so that the augmentation of an
+            image does not depend on its batch or on a global random state.
 
     Returns:
         `(B, 3, H, W)`, differentiable with respect to `images`.

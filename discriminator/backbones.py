@@ -1,4 +1,4 @@
-"""The vision transformers that are supported as frozen networks, and the input that each of them expects."""
+"""Loading of the supported frozen vision transformers, and the input that each of them expects."""
 
 import torch
 from torch import nn
@@ -12,13 +12,13 @@ from transformers.image_utils import (
 
 from discriminator.pretrained import NO_CODE, load_frozen
 
-DEFAULT_INPUT_SIZE = 224  # pixels; what every supported network was trained or evaluated at
+DEFAULT_INPUT_SIZE = 224  # pixels; all supported networks were trained or evaluated at this size
 SELF_SUPERVISED = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")  # transformers' `model_type`
 CLIP = ("clip", "clip_vision_model")
 
 
 class FrozenModule(nn.Module):
-    """A module that stays in eval mode: a parent's `train()` must not switch on dropout or stochastic depth in it."""
+    """A module that stays in eval mode, so that a parent's `train()` does not enable dropout or stochastic depth."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +39,7 @@ def load_vit(
 ) -> tuple[PreTrainedModel, list[float], list[float]]:
     """Load a frozen vision transformer and the per-channel mean and std (of images in [0, 1]) it was trained with.
 
-    Of a whole CLIP only the vision tower is kept.
+    Of a CLIP model, only the vision tower is loaded.
 
     Raises:
         ValueError: the model's type is not in `supported`, or weights are missing.
@@ -63,11 +63,11 @@ def load_vit(
 
 
 def _image_statistics(name_or_path: str, model_type: str, **hub) -> tuple[list[float], list[float]]:
-    """Mean and std from the repository's image processor, else those its family was trained with."""
-    # The processor's dictionary is read, and no processor made of it, because most processors need torchvision.
+    """Mean and std from the repo's image processor, or else those that the model family was trained with."""
+    # Only the processor's dictionary is read, because most processors require torchvision.
     try:
         processor, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, **hub)
-    except OSError:  # a repository without one: models saved by themselves have none
+    except OSError:  # a repo without a processor, such as a model saved by `save_pretrained`
         processor = {}
     mean, std = (
         (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD) if model_type in CLIP else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
@@ -95,5 +95,5 @@ def resolve_input_size(config, input_size: int | None) -> int:
 
 def position_kwargs(config) -> dict[str, bool]:
     """Forward arguments that make the network interpolate its position embeddings for other input sizes."""
-    # DINOv2 always interpolates and DINOv3 rotates; only these refuse other sizes unless told.
+    # DINOv2 always interpolates and DINOv3 uses rotary embeddings; only these two types need the argument.
     return {"interpolate_pos_encoding": True} if config.model_type in ("vit", "clip_vision_model") else {}

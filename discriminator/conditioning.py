@@ -1,4 +1,4 @@
-"""What the discriminator is told about a sample: embeddings of its caption and of its real image (ADD, section 3.2)."""
+"""The discriminator's conditions: embeddings of the caption and of the real image (ADD, section 3.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,10 @@ from discriminator.pretrained import NO_CODE, clip_text_config, load_frozen
 
 
 class TextCondition(FrozenModule):
-    """c_text: the projected text embedding of a frozen CLIP. The paper's is ViT-g-14 (LAION-2B).
+    """c_text: the projected text embedding of a frozen CLIP. The paper uses ViT-g-14 (LAION-2B).
 
     Attributes:
-        dim: entries of the embedding.
+        dim: dimension of the embedding.
     """
 
     def __init__(self, model: CLIPTextModelWithProjection, tokenizer: PreTrainedTokenizerBase):
@@ -47,8 +47,8 @@ class TextCondition(FrozenModule):
         `laion/CLIP-ViT-g-14-laion2B-s12B-b42K`.
 
         Raises:
-            ValueError: the repository holds another kind of model, or lacks weights, for instance the projection
-                (Stable Diffusion's encoders do).
+            ValueError: the repo contains another kind of model, or lacks weights such as the projection (which Stable
+                Diffusion's encoders do not have).
         """
         hub = {"revision": revision, "cache_dir": cache_dir}
         config = clip_text_config(name_or_path, **hub)
@@ -58,7 +58,7 @@ class TextCondition(FrozenModule):
     @torch.no_grad()
     def forward(self, captions: list[str]) -> Tensor:
         """Embeddings `(B, dim)` of B captions, float32, each of unit length. Long captions are truncated."""
-        # Padding to the longest suffices: attention is causal, so what follows the end token cannot change it.
+        # Padding to the longest caption is enough: attention is causal, so the padding does not affect the end token.
         tokens = self.tokenizer(
             captions,
             padding=True,
@@ -71,11 +71,11 @@ class TextCondition(FrozenModule):
 
 
 class ImageCondition(FrozenModule):
-    """c_img: the class token, after the final LayerNorm, of a frozen self-supervised ViT. The paper's is DINOv2 ViT-L.
+    """c_img: the class token, after the final LayerNorm, of a frozen self-supervised ViT. The paper uses DINOv2 ViT-L.
 
     Attributes:
-        dim: entries of the embedding.
-        input_size: side that images are resized to, in pixels.
+        dim: dimension of the embedding.
+        input_size: height and width that images are resized to, in pixels.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class ImageCondition(FrozenModule):
         """Load a DINOv2 (with or without registers), DINOv3 or DINOv1 from the Hub or a directory.
 
         Raises:
-            ValueError: unsupported model type or incomplete checkpoint.
+            ValueError: the model type is not supported, or weights are missing.
         """
         return cls(*load_vit(name_or_path, SELF_SUPERVISED, revision=revision, cache_dir=cache_dir, dtype=dtype))
 
@@ -115,16 +115,16 @@ class ImageCondition(FrozenModule):
 
 
 def projection_condition(text: Tensor | None, image: Tensor | None, image_known: Tensor | None = None) -> Tensor | None:
-    """The condition c of the heads: c_text and c_img side by side, either of which may be switched off.
+    """The condition c of the heads: the concatenation of c_text and c_img, either of which may be disabled.
 
     Args:
         text: c_text `(B, D_text)`, unit vectors, or None.
         image: c_img `(B, D_image)`, unit vectors of the real images, or None.
-        image_known: `(B,)` bool, or None for all True. Where False, c_img is zeroed: at s = 999 the student's input
-            is pure noise, so x0 is unknowable, and to be judged by it would drive the student to the mean.
+        image_known: `(B,)` bool, or None for all True. Where False, c_img is set to zero: at s = 999 the student's
+            input is pure noise and contains nothing of x0, so conditioning on x0 would push the student to the mean.
 
     Returns:
-        `(B, D_text + D_image)`, or None if both are off.
+        `(B, D_text + D_image)`, or None if both are disabled.
     """
     if image is not None and image_known is not None:
         image = image.masked_fill(~image_known[:, None], 0.0)

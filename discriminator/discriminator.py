@@ -1,4 +1,4 @@
-"""The discriminator as a whole: augmentation, frozen features, trainable heads (ADD, section 3.2)."""
+"""The complete discriminator: augmentation, frozen features, trainable heads (ADD, section 3.2)."""
 
 from collections.abc import Callable
 
@@ -12,14 +12,14 @@ from discriminator.preprocess import fit_to_input_size
 
 
 class Discriminator(nn.Module):
-    """Feature network F and heads. `logits(heads, features(real), features(fake), condition)` gives the logits.
+    """Feature network F and heads. `logits(heads, features(real), features(fake), condition)` returns the logits.
 
-    The two halves are called apart, because R1 (ADD, eq. 3) differentiates with respect to what lies between them.
+    Features and logits are separate methods, because R1 (ADD, eq. 3) differentiates with respect to the features.
 
     Attributes:
-        feature_network: frozen; gradients flow through it to the images only.
-        heads: trainable. In eval mode a forward pass leaves its buffers (spectral norm) alone, which is the mode for
-            the student's step.
+        feature_network: frozen network; gradients only flow through it to the images.
+        heads: trainable heads. In eval mode, which the student's step uses, a forward pass does not change their
+            buffers (spectral norm).
         augment: whether `features` applies DiffAugment.
         mixes: whether real and generated samples are normalized together.
     """
@@ -38,14 +38,14 @@ class Discriminator(nn.Module):
         self.augment, self.mixes = augment, norm == "mixed_batch"
 
     def features(self, images: Tensor, uniform: Tensor, crop: tuple[float, float, float]) -> tuple[Tensor, ...]:
-        """Features of augmented images, fitted to F's input size: K tensors `(B, C, N)`, in the dtype F gives them.
+        """Features of augmented images, fitted to F's input size: K tensors `(B, C, N)` in the dtype of F.
 
         Args:
             images: `(B, 3, H, W)` in [-1, 1], any size and floating dtype.
-            uniform: `(B, AUGMENT_NUMBERS)` in [0, 1), the numbers of `diff_augment`.
-            crop: three numbers in [0, 1), those of `fit_to_input_size`.
+            uniform: `(B, AUGMENT_NUMBERS)` in [0, 1), for `diff_augment`.
+            crop: three numbers in [0, 1), for `fit_to_input_size`.
         """
-        # A half-precision decoder's output would lose bits to every operation of the augmentation.
+        # In half precision, each operation of the augmentation would add rounding errors.
         images = images.float()
         if self.augment:
             images = diff_augment(images, uniform)
@@ -58,13 +58,13 @@ class Discriminator(nn.Module):
         """Logits of real and of generated images, `(B, K, N)` each.
 
         Args:
-            heads: of this discriminator, perhaps wrapped for distribution.
-            real, fake: K features `(B, C, N)` each; sample i of both has the condition i.
+            heads: heads of this discriminator, possibly wrapped by accelerate.
+            real, fake: K feature tensors `(B, C, N)` each; sample i of both has the condition i.
             condition: `(B, D)` or None.
         """
         if not self.mixes:
             return heads(real, condition), heads(fake, condition)
-        # Side by side, so that every virtual group holds as many of one kind as of the other.
+        # Interleaved, so that each virtual group contains as many real as generated samples.
         pairs = tuple(torch.stack([r, f], dim=1).flatten(0, 1) for r, f in zip(real, fake))
         logits = heads(pairs, None if condition is None else condition.repeat_interleave(2, dim=0))
         return logits[0::2], logits[1::2]
@@ -72,5 +72,5 @@ class Discriminator(nn.Module):
     def logits_of_fake(
         self, heads: Callable, real: tuple[Tensor, ...], fake: tuple[Tensor, ...], condition: Tensor | None
     ) -> Tensor:
-        """The second half of `logits`, without the work of the first where that is not needed for it."""
+        """The logits of generated images as in `logits`. Those of real images are only computed if they are needed."""
         return self.logits(heads, real, fake, condition)[1] if self.mixes else heads(fake, condition)

@@ -12,17 +12,17 @@ NUM_BLOCK_TAPS = 4
 
 
 class FeatureNetwork(FrozenModule):
-    """A frozen vision transformer, tapped at five depths (StyleGAN-T, section 3.2).
+    """A frozen vision transformer with features from five depths, the taps (StyleGAN-T, section 3.2).
 
-    The taps are the embedding that enters block 0 (in CLIP after `pre_layrnorm`, which is where its residual stream
-    begins) and the raw outputs, before any final LayerNorm, of four blocks spread evenly up to the last one.
-    The parameters never get gradients and the module stays in eval mode; gradients do flow to the images.
+    The taps are the input of block 0 (for CLIP after `pre_layrnorm`, where the residual stream begins) and the raw
+    outputs, before any final LayerNorm, of four evenly spaced blocks up to the last one. Parameters do not require
+    gradients and the module stays in eval mode; gradients flow to the images.
 
     Attributes:
         width: channels C of a tap.
         num_taps: K = 5.
         num_patches: tokens N of a tap.
-        input_size: side of the square input, in pixels.
+        input_size: height and width of the input in pixels.
         tap_blocks: indices of the four tapped blocks, (2, 5, 8, 11) of 12.
     """
 
@@ -69,11 +69,12 @@ class FeatureNetwork(FrozenModule):
             name_or_path: Hub id, such as `facebook/dinov2-small`, or directory.
             input_size: pixels, a multiple of the patch size; by default 224, or the model's own size if smaller.
             revision: branch, tag or commit of the Hub repository.
-            cache_dir: where downloads are kept.
-            dtype: of the weights.
+            cache_dir: folder for downloads.
+            dtype: dtype of the weights.
 
         Raises:
-            ValueError: unsupported model type, incomplete checkpoint, or `input_size` off the patch grid.
+            ValueError: the model type is not supported, weights are missing, or `input_size` is not a multiple of the
+                patch size.
         """
         backbone, mean, std = load_vit(name_or_path, revision=revision, cache_dir=cache_dir, dtype=dtype)
         return cls(backbone, input_size=input_size, mean=mean, std=std)

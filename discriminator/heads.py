@@ -1,7 +1,7 @@
 """The trainable heads of the discriminator (StyleGAN-T, section 3.2; ADD, section 3.2).
 
-One independent head for every tap of the feature network; each gives a logit for every token.
-Shapes: B samples, C channels of the feature network, N tokens, K heads, D entries of the condition.
+There is one independent head for each tap of the feature network, which computes a logit for each token.
+Shapes: B samples, C channels of the feature network, N tokens, K heads, D dimensions of the condition.
 """
 
 import math
@@ -21,16 +21,16 @@ def virtual_batch_norm(
 ) -> Tensor:
     """Batch normalization within groups of `group_size` consecutive samples.
 
-    Mean and biased variance of each channel are taken over the samples and tokens of a group; there are no running
-    statistics. The strength of the normalization so does not depend on the batch size of a device. When
-    `group_size` does not divide B, the rest is one smaller group; a single sample has its tokens for statistics.
+    Mean and biased variance of each channel are computed over the samples and tokens of a group; there are no running
+    statistics. The effect of the normalization therefore does not depend on the batch size of a device. If
+    `group_size` does not divide B, the last group is smaller; the statistics of a single sample are over its tokens.
 
     Args:
         x: `(B, C, N)`.
         weight: `(C,)`.
         bias: `(C,)`.
-        group_size: samples in a group.
-        eps: added to the variance.
+        group_size: number of samples in a group.
+        eps: value that is added to the variance.
 
     Returns:
         `(B, C, N)`.
@@ -59,15 +59,15 @@ GROUPS = 8  # of channels, for group norm
 
 
 def make_norm(norm: str, channels: int) -> nn.Module:
-    """The heads' normalization: `virtual_batch` (StyleGAN-T), `mixed_batch`, or `group`.
+    """Make the normalization of the heads: `virtual_batch` (StyleGAN-T), `mixed_batch`, or `group`.
 
-    With `virtual_batch` a group holds only real or only generated samples, so batch norm takes away the difference of
-    their means, and on a device with one or two samples nearly all there is to see. With `mixed_batch` it is the same
-    norm over groups of four real and four generated samples (see `Discriminator.logits`), where that difference stays.
-    `group` is GroupNorm over each sample by itself: a sample's logits do not depend on its neighbours.
+    With `virtual_batch`, a group contains only real or only generated samples, so batch norm removes the difference of
+    their means, and with one or two samples per device almost all information. `mixed_batch` is the same norm over
+    groups of four real and four generated samples (see `Discriminator.logits`), which keeps this difference. `group` is
+    GroupNorm, which normalizes each sample separately, so its logits do not depend on other samples.
 
     Raises:
-        ValueError: an unknown norm.
+        ValueError: the norm is unknown.
     """
     if norm in ("virtual_batch", "mixed_batch"):
         return VirtualBatchNorm(channels)
@@ -81,45 +81,45 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int, norm: str = "virtual_batch"):
         super().__init__()
-        # No bias: the normalization that follows subtracts it, so its gradient would be rounding noise,
-        # which Adam scales up to full steps.
+        # No bias, because the following normalization removes it: its gradient would only be rounding noise, which
+        # Adam would scale up to full steps.
         conv = nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2, padding_mode="circular", bias=False)
-        # One power iteration a forward pass, and none in eval mode: the heads in eval mode are left untouched by
-        # the student's step.
+        # One power iteration per forward pass, and none in eval mode, so that the student's step does not change the
+        # heads.
         self.conv = spectral_norm(conv, n_power_iterations=1)
         self.norm = make_norm(norm, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, N)` to `(B, C, N)`."""
+        """Apply the block to `(B, C, N)`; the shape does not change."""
         return F.leaky_relu(self.norm(self.conv(x)), 0.2)
 
 
 class Head(nn.Module):
-    """The discriminator of one tap: a logit for every token, by projection when there is a condition.
+    """The discriminator head of one tap: a logit for each token, by projection if there is a condition.
 
-    Projection (1802.05637): logit = <W c + b, out> / sqrt(64), out the classifier's 64 channels at the token.
+    Projection (1802.05637): logit = <W c + b, out> / sqrt(64), where out is the classifier's 64 channels at the token.
     """
 
     def __init__(self, width: int, condition_dim: int = 0, norm: str = "virtual_batch"):
-        """`width` C of the features, `condition_dim` D of the condition, 0 for none; `norm` as `make_norm`."""
+        """`width` is C of the features, `condition_dim` D of the condition, 0 for none; for `norm` see `make_norm`."""
         super().__init__()
         self.pointwise = Block(width, kernel_size=1, norm=norm)
         self.neighborhood = Block(width, kernel_size=KERNEL_SIZE, norm=norm)
         self.classifier = spectral_norm(nn.Conv1d(width, PROJECTION_DIM if condition_dim else 1, kernel_size=1))
         self.projection = None
         if condition_dim:
-            # W ~ N(0, 1). An input of D unit-variance entries would need the gain 1 / sqrt(D); c is made of unit
-            # vectors, whose entries have variance 1/D, and the two factors cancel. With torch's default, logits
-            # start near 0.01 and Adam moves the parameters too little for the hinge to be reached soon.
+            # W ~ N(0, 1). An input with D unit-variance entries would need a gain of 1 / sqrt(D). c consists of unit
+            # vectors, whose entries have variance 1/D, so the two factors cancel. With torch's default initialization,
+            # logits would start near 0.01 and take long to reach the hinge's margin.
             self.projection = nn.Linear(condition_dim, PROJECTION_DIM)
             nn.init.normal_(self.projection.weight)
             nn.init.zeros_(self.projection.bias)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Logits `(B, N)` of features `x` (B, C, N) under `condition` (B, D), made of L2-normalized vectors.
+        """Logits `(B, N)` of features `x` (B, C, N) given `condition` (B, D), which consists of unit vectors.
 
         Raises:
-            ValueError: too few tokens for the circular convolution.
+            ValueError: there are too few tokens for the circular convolution.
         """
         if x.shape[-1] < KERNEL_SIZE // 2:
             raise ValueError(
@@ -135,23 +135,23 @@ class Head(nn.Module):
 
 
 class DiscriminatorHeads(nn.Module):
-    """K independent heads. This is all of the discriminator that is trained.
+    """K independent heads, the trainable part of the discriminator.
 
-    They are an fp32 island: autocast is off inside, whatever the features' dtype. Leave them uncompiled, because R1
-    differentiates their gradient and compiled graphs have no double backward.
+    They always compute in float32, with autocast disabled. Do not compile them, because R1 needs a double backward,
+    which compiled graphs do not support.
     """
 
     def __init__(self, width: int, num_taps: int, condition_dim: int = 0, norm: str = "virtual_batch"):
-        """`width` C and `num_taps` K of the feature network, `condition_dim` D (0: unconditional), `norm` of a head."""
+        """`width` is C and `num_taps` is K of the feature network, `condition_dim` is D (0: unconditional)."""
         super().__init__()
         self.condition_dim = condition_dim
         self.heads = nn.ModuleList(Head(width, condition_dim, norm) for _ in range(num_taps))
 
     def forward(self, features: tuple[Tensor, ...], condition: Tensor | None = None) -> Tensor:
-        """Logits `(B, K, N)`, float32, of K feature tensors `(B, C, N)` under `condition` (B, D) or None.
+        """Float32 logits `(B, K, N)` of K feature tensors `(B, C, N)` given `condition` (B, D) or None.
 
         Raises:
-            ValueError: the number of features or the condition's size is not what the heads were made for.
+            ValueError: the number of features or the size of the condition differs from that of the heads.
         """
         condition_dim = 0 if condition is None else condition.shape[-1]
         if len(features) != len(self.heads) or condition_dim != self.condition_dim:

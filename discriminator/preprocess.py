@@ -1,4 +1,4 @@
-"""From an image of any size to what a feature network was trained on."""
+"""Preprocessing of images for a feature network: crop or resize, and normalization."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,10 +7,10 @@ CROP_PROBABILITY = 0.5
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Bring `(B, 3, H, W)` to `(B, 3, size, size)`: area averaging when shrinking, bilinear when growing.
+    """Resize `(B, 3, H, W)` to `(B, 3, size, size)`, by area averaging to shrink and bilinear interpolation to enlarge.
 
-    Area averaging weighs every pixel, so the gradient reaches every pixel of the student's image, and nothing aliases.
-    Growing by it would repeat pixels in blocks whose edges no photograph has; bilinear interpolation adds none.
+    With area averaging, every pixel of the student's image gets a gradient, and there is no aliasing. To enlarge,
+    area averaging would repeat pixels and add edges that photographs do not have; bilinear interpolation does not.
     """
     height, width = images.shape[-2:]
     if (height, width) == (size, size):
@@ -23,14 +23,14 @@ def resize(images: Tensor, size: int) -> Tensor:
 def fit_to_input_size(images: Tensor, size: int, crop: tuple[float, float, float]) -> Tensor:
     """Fit images to the feature network's input by a random crop or by resizing (StyleGAN-T, section 3.2).
 
-    Images larger than `size` become, with `CROP_PROBABILITY`, one random crop of that size (the same for the whole
-    batch), which shows the discriminator the finest detail; otherwise they are resized, which shows it the whole.
+    Images larger than `size` are cropped with `CROP_PROBABILITY`, at one random position for the whole batch, so that
+    the discriminator sees fine details; otherwise they are resized, so that it sees the whole image.
 
     Args:
         images: `(B, 3, H, W)`, any range.
-        size: side of the square result, in pixels.
-        crop: coin, vertical and horizontal place, uniform in [0, 1). Python numbers, because a shape that depended on
-            a device's number would make the host wait for it. Ignored unless the images are larger than `size`.
+        size: height and width of the result in pixels.
+        crop: decision to crop, vertical and horizontal position, uniform in [0, 1). They are Python numbers, because
+            slicing with device tensors would make the host wait. Ignored unless the images are larger than `size`.
 
     Returns:
         `(B, 3, size, size)`.

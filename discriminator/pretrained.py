@@ -1,4 +1,4 @@
-"""Loads frozen pretrained networks of transformers and diffusers, and refuses those with missing weights."""
+"""Loading of frozen pretrained networks from transformers and diffusers, with a check for missing weights."""
 
 from pathlib import Path
 from typing import Any
@@ -12,27 +12,27 @@ NO_CODE = {"trust_remote_code": False}  # explicit, because transformers otherwi
 
 
 class IncompleteModelError(ValueError):
-    """The weight files lack weights of the network that the config describes."""
+    """The weight files do not contain all weights of the network."""
 
 
 def load_frozen(model_class: type, name_or_path: str, **kwargs: Any) -> Any:
-    """`model_class.from_pretrained`, in eval mode and without gradients. Code of a repository is never run.
+    """Call `model_class.from_pretrained`, and put the model in eval mode without gradients. It never runs remote code.
 
     Args:
-        model_class: a model class of transformers or diffusers.
+        model_class: model class of transformers or diffusers.
         name_or_path: Hub id or folder.
-        kwargs: of `from_pretrained`, such as `subfolder`, `revision`, `variant` and the dtype.
+        kwargs: arguments of `from_pretrained`, such as `subfolder`, `revision`, `variant` and the dtype.
 
     Returns:
         An instance of `model_class`.
 
     Raises:
-        IncompleteModelError: weights are missing. The libraries initialize those at random (transformers) or leave
-            them without data (diffusers), and a frozen network would stay like that for the whole run.
+        IncompleteModelError: weights are missing. The libraries would initialize them at random (transformers) or leave
+            them without data (diffusers), and a frozen network would keep them.
     """
     verbosity = logging.get_verbosity()
-    # transformers lists every weight that is left over, which is half of a CLIP when only a tower is wanted; missing
-    # weights are checked here.
+    # transformers lists all unused weights, which are half of a CLIP model if only one tower is loaded. Missing weights
+    # are checked below.
     logging.set_verbosity_error()
     try:
         own = {} if issubclass(model_class, ModelMixin) else NO_CODE
@@ -44,18 +44,18 @@ def load_frozen(model_class: type, name_or_path: str, **kwargs: Any) -> Any:
 
 
 def _refuse_missing(model: nn.Module, keys, name: str, subfolder: str | None, variant: str | None) -> None:
-    # Nothing is ever masked here, so a missing mask token does no harm.
+    # Inputs are never masked, so the mask token is not needed.
     missing = sorted(key for key in keys if "mask_token" not in key)
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise IncompleteModelError(
             f"{_weight_file(name, subfolder, variant)} lacks the weights {', '.join(missing[:3])}{more} of "
-            f"{type(model).__name__}; download the repository again, or name one that holds the whole network"
+            f"{type(model).__name__}; download the repo again, or give one that contains the whole network"
         )
 
 
 def _weight_file(name: str, subfolder: str | None, variant: str | None) -> str:
-    """The weight file to name in an error; of a Hub repository the folder in it."""
+    """The weight file to name in an error message, or the folder for a Hub repo."""
     folder = Path(name, subfolder or "")
     found = [p for suffix in ("safetensors", "bin") for p in sorted(folder.glob(f"*.{suffix}"))]
     preferred = [p for p in found if (f".{variant}." in p.name) == (variant is not None)]
@@ -63,18 +63,18 @@ def _weight_file(name: str, subfolder: str | None, variant: str | None) -> str:
 
 
 def clip_text_config(name_or_path: str, **hub: Any) -> CLIPTextConfig:
-    """The config of a CLIP's text tower with the projection's size that its weights have.
+    """The config of a CLIP's text tower, with the correct size of the projection.
 
-    A whole CLIP projects both towers to the `projection_dim` at the top level of its config. Older repositories, such
-    as `laion/CLIP-ViT-g-14-laion2B-s12B-b42K`, have it only there, and `CLIPTextModelWithProjection` reads the text
-    config's own, whose default is 512.
+    A CLIP model projects both towers to the `projection_dim` at the top level of its config. Older repos, such as
+    `laion/CLIP-ViT-g-14-laion2B-s12B-b42K`, only have it there, but `CLIPTextModelWithProjection` reads the value in
+    the text config, which defaults to 512.
 
     Args:
         name_or_path: Hub id or folder.
         hub: `revision` and `cache_dir`.
 
     Raises:
-        ValueError: the repository holds another kind of model.
+        ValueError: the repo contains another kind of model.
     """
     config = AutoConfig.from_pretrained(name_or_path, **hub, **NO_CODE)
     if config.model_type == "clip":
@@ -82,5 +82,5 @@ def clip_text_config(name_or_path: str, **hub: Any) -> CLIPTextConfig:
         text.projection_dim = config.projection_dim
         return text
     if not isinstance(config, CLIPTextConfig):
-        raise ValueError(f"{name_or_path!r} is of model type {config.model_type!r}, and a CLIP is needed")
+        raise ValueError(f"{name_or_path!r} is of model type {config.model_type!r}, but a CLIP is needed")
     return config

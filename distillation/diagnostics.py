@@ -1,4 +1,4 @@
-"""Figures that tell whether a run is healthy. None of them changes a loss or leaves a gradient behind."""
+"""Figures for monitoring a run. Computing them does not change losses or accumulate gradients."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,19 +7,19 @@ from torch import Tensor
 
 
 def gradient_norms(losses: Mapping[str, Tensor], at: Tensor, scale: float | Tensor = 1.0) -> dict[str, Tensor]:
-    """The norm of each loss's gradient with respect to `at`.
+    """The norm of the gradient of each loss with respect to `at`.
 
-    Taken at the student's sample, no backward pass through the UNet is needed. The graphs are kept, so the losses can
-    be back-propagated afterwards.
+    With respect to the student's sample, this needs no backward pass through the UNet. The graphs are retained, so the
+    losses can be back-propagated afterwards.
 
     Args:
         losses: scalars whose graphs contain `at`, multiplied by their weights.
-        at: any tensor of the graph, for instance x^_theta `(B, 3, P, P)`.
-        scale: factor by which the losses are multiplied for the backward pass, and the gradients divided by
-            afterwards: fp16's gradient scale, without which small gradients vanish in a half-precision decoder.
+        at: any tensor in the graph, for example x^_theta `(B, 3, P, P)`.
+        scale: factor that multiplies the losses before the backward pass and divides the gradients after it, such as
+            the gradient scale of fp16, without which small gradients underflow in a half-precision decoder.
 
     Returns:
-        Scalars float32, detached, by the losses' names.
+        Detached float32 scalars by the names of the losses.
     """
     norms = {}
     for name, loss in losses.items():
@@ -29,16 +29,16 @@ def gradient_norms(losses: Mapping[str, Tensor], at: Tensor, scale: float | Tens
 
 
 def accuracy_by_timestep(logits: Tensor, is_real: bool, s: Tensor, timesteps: Sequence[int]) -> dict[int, Tensor]:
-    """The share of the discriminator's logits that have the right sign, by the student timestep of their sample.
+    """The fraction of the discriminator's logits with the correct sign, for each student timestep.
 
     Args:
-        logits: `(B, K, N)` of real or of generated images.
-        is_real: whether they are of real images, for which a positive logit is right.
+        logits: `(B, K, N)` logits of either real or generated images.
+        is_real: whether the images are real, so that positive logits are correct.
         s: `(B,)` int student timestep of each sample.
         timesteps: T_student.
 
     Returns:
-        A scalar in [0, 1] for each of `timesteps`, NaN where no sample has it. Nothing waits for the device.
+        A scalar in [0, 1] for each of `timesteps`, NaN if no sample has it. The host does not wait for the device.
     """
     right = (logits > 0 if is_real else logits < 0).float().mean(dim=(1, 2))
     return {t: (right * (s == t)).sum() / (s == t).sum() for t in timesteps}

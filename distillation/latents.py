@@ -1,4 +1,4 @@
-"""A latent space: its autoencoder, its scaling, and decoding only the part of an image that the losses use."""
+"""Latent spaces: encoding with the scaling of the autoencoder, and decoding of images or of a window of them."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Window:
-    """A square of a latent grid: `top` and `left` corner and `size`, in latents."""
+    """A square window of a latent grid: `top`, `left` and `size` in latent pixels."""
 
     top: int
     left: int
@@ -17,12 +17,12 @@ class Window:
 
     @classmethod
     def draw(cls, grid: tuple[int, int], size: int, uniform: tuple[float, float]) -> "Window":
-        """The window of `size` in a `grid` of (H, W) latents that two numbers in [0, 1) choose, evenly over places."""
+        """A window of `size` in a `grid` of (H, W) latents; its position is uniform for `uniform` numbers in [0, 1)."""
         top, left = (int(u * (side - size + 1)) for u, side in zip(uniform, grid))
         return cls(top, left, size)
 
     def of_pixels(self, images: Tensor, factor: int) -> Tensor:
-        """The window's part of images `(B, C, H, W)` whose sides are `factor` times the grid's."""
+        """The window of images `(B, C, H, W)` whose height and width are `factor` times those of the grid."""
         rows = slice(self.top * factor, (self.top + self.size) * factor)
         columns = slice(self.left * factor, (self.left + self.size) * factor)
         return images[..., rows, columns]
@@ -30,16 +30,16 @@ class Window:
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """Images `(B, 3, H, W)` in [-1, 1] to latents `(B, C, H/f, W/f)` of about unit variance, and back.
+    """Converts images `(B, 3, H, W)` in [-1, 1] to latents `(B, C, H/f, W/f)` of about unit variance, and back.
 
-    The frozen autoencoder runs in its own precision, never in the run's: SDXL's overflows in fp16.
+    The frozen autoencoder runs in its own precision instead of that of the run, because SDXL's overflows in fp16.
 
     Attributes:
-        vae: frozen; encodes, and decodes unless there is a `decoder`.
-        decoder: a small stand-in for the decoder of the same space (TAESD), or None.
-        halo: latents decoded around a window and thrown away, so that pixels at its border are decoded with their
-            surroundings. A decoder's attention and group norms cover the whole image, so the window of a full decode
-            is approached with a larger halo, but never reached.
+        vae: frozen autoencoder that encodes, and decodes unless there is a `decoder`.
+        decoder: small decoder of the same latent space (TAESD), or None.
+        halo: width of the border that is decoded around a window and discarded, so that the decoder has context at the
+            edges. Because attention and group norms of a decoder cover the whole image, a larger halo approaches the
+            result of decoding the whole image without reaching it exactly.
     """
 
     vae: AutoencoderKL
@@ -48,22 +48,22 @@ class LatentSpace:
 
     @property
     def factor(self) -> int:
-        """f, pixels a latent."""
+        """The downsampling factor f, pixels per latent pixel."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @torch.no_grad()
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the posterior of `x`, scaled as latents are. float32, no gradient."""
+        """Mean and standard deviation of the posterior of `x`, scaled like latents, in float32 without gradients."""
         with torch.autocast(x.device.type, enabled=False):
             posterior = self.vae.encode(x.to(self.vae.dtype)).latent_dist
         scale = self.vae.config.scaling_factor
         return (posterior.mean.float() - self._shift(self.vae)) * scale, posterior.std.float() * scale
 
     def decode(self, z: Tensor, window: Window | None = None) -> Tensor:
-        """Latents to images, float32, differentiable with respect to z.
+        """Decode latents to float32 images, differentiable with respect to z.
 
         Args:
-            window: decode this part only, `(B, 3, f * size, f * size)`, with a halo where the image goes on.
+            window: decode only this window, to `(B, 3, f * size, f * size)`, with a halo that ends at the image's edge.
         """
         if window is None:
             return self._decode(z)
@@ -83,9 +83,9 @@ class LatentSpace:
         return getattr(vae.config, "shift_factor", None) or 0.0
 
     def is_same_space(self, other: "LatentSpace") -> bool:
-        """Whether latents of one mean the same in the other: equal encoders (`quant_conv` included) and scaling.
+        """Whether both use the same latents, with equal encoders (including `quant_conv`) and scaling.
 
-        Decoders may differ: Stable Diffusion's later autoencoders are fine-tuned decoders of the first one's space.
+        Decoders may differ: Stable Diffusion's later autoencoders have fine-tuned decoders for the same latent space.
         """
         a, b = self.vae, other.vae
         if a is b:
@@ -100,7 +100,7 @@ class LatentSpace:
 
 
 def _encoder_weights(vae: AutoencoderKL) -> dict[str, Tensor]:
-    """The weights between an image and its posterior: the encoder's and, where there is one, `quant_conv`'s."""
+    """The weights that map an image to its posterior: those of the encoder and of `quant_conv`, if there is one."""
     parts = {"encoder": vae.encoder, "quant_conv": vae.quant_conv}
     return {
         f"{part}.{name}": weight

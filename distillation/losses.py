@@ -1,8 +1,8 @@
-"""The losses of one iteration of ADD in the paper's names. The training loop owns backward passes and updates.
+"""The losses of one iteration of ADD, with the paper's symbols. Backward passes and updates are in the training loop.
 
 Shapes: B samples, images `(B, 3, H, W)` in [-1, 1], latents `(B, 4, H/8, W/8)`, features of K taps `(B, C, N)`.
-Where only a `decode_window` of each image is decoded, P is its side in pixels and images are `(B, 3, P, P)`; otherwise
-P stands for H and W.
+If only a `decode_window` of each image is decoded, images are `(B, 3, P, P)` with P its side in pixels; otherwise P
+means H and W.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,18 +30,18 @@ from distillation.teacher import Teacher, TeacherConditions
 
 @dataclass(frozen=True)
 class Batch:
-    """What one iteration starts from, on the device.
+    """The input of one iteration, on the device.
 
     Attributes:
         x0: `(B, 3, H, W)` real images in [-1, 1].
         z0_moments: mean and standard deviation `(B, 4, H/8, W/8)` of their latents.
-        condition: the captions as the student's UNet takes them.
-        teacher_conditions: the captions as the teacher takes them; None without distillation.
-        c: `(B, D)` the discriminator's condition, or None.
-        noise: every random number of these samples.
-        discriminator_crop: three numbers in [0, 1) that the whole global batch shares, for the discriminator's crop.
-        decode_window: the part of the images that is decoded and shown to D, the same one in the whole global batch;
-            None where whole images are decoded.
+        condition: keyword arguments of the student's UNet for the captions.
+        teacher_conditions: conditions of the teacher for the captions; None without distillation.
+        c: `(B, D)` condition of the discriminator, or None.
+        noise: all random numbers of these samples.
+        discriminator_crop: three numbers in [0, 1) for the discriminator's crop, shared by the whole global batch.
+        decode_window: window of the images that is decoded for the losses, shared by the whole global batch; None if
+            whole images are decoded.
     """
 
     x0: Tensor
@@ -56,13 +56,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class StudentSample:
-    """x^_theta, and the discriminator's features of it and of x0.
+    """The student's sample x^_theta, and the discriminator's features of it and of x0.
 
     Attributes:
-        z: latent.
-        x: pixels `(B, 3, P, P)`, None where no loss needs them.
-        fake: F_k of the pixels, with their graph; None without discriminator.
-        real: F_k of the real images, no gradient; None without discriminator.
+        z: latents.
+        x: pixels `(B, 3, P, P)`; None if no loss needs them.
+        fake: features F_k of the pixels, with their graph; None without a discriminator.
+        real: features F_k of the real images, without gradients; None without a discriminator.
     """
 
     z: Tensor
@@ -73,8 +73,10 @@ class StudentSample:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """`module` in eval mode and without parameter gradients: in a G step D must be left exactly as it was, the power
-    iteration of its spectral norm included."""
+    """Context manager that puts `module` in eval mode without parameter gradients.
+
+    The student's step must not change the discriminator, including the power iteration of its spectral norm.
+    """
     training, trainable = module.training, [p for p in module.parameters() if p.requires_grad]
     module.eval().requires_grad_(False)
     try:
@@ -90,16 +92,16 @@ class Losses:
     """The losses of paper 3.1 to 3.3 for a batch.
 
     Attributes:
-        student: the trainable UNet (wrapped for distribution).
-        schedule: the student's, see `distillation.student`.
-        latents: the student's latent space; decodes once an iteration.
-        teacher: x^_psi, or None for adversarial training alone.
-        teacher_latents: the teacher's latent space where it is another one than the student's (Table 1e), else None.
-        discriminator: frozen F with its heads, or None for distillation alone.
-        heads: the trainable heads of `discriminator` (wrapped for distribution), or None.
-        reconstruct_real: whether D's real images are decode(z0) instead of x0.
-        student_timesteps: T_student, by which the discriminator's accuracy is reported; empty for no such figures.
-        autocast: makes the context of mixed precision.
+        student: trainable UNet (wrapped by accelerate).
+        schedule: noise schedule of the student, see `distillation.student`.
+        latents: latent space of the student; it decodes once per iteration.
+        teacher: teacher that computes x^_psi, or None for adversarial training only.
+        teacher_latents: latent space of the teacher if it differs from the student's (Table 1e), else None.
+        discriminator: frozen F with its heads, or None for distillation only.
+        heads: trainable heads of `discriminator` (wrapped by accelerate), or None.
+        reconstruct_real: whether the discriminator's real images are decode(z0) instead of x0.
+        student_timesteps: T_student, for the discriminator's accuracy at each timestep; empty to omit these figures.
+        autocast: makes the context manager for mixed precision.
     """
 
     student: nn.Module
@@ -119,7 +121,7 @@ class Losses:
     autocast: Callable[[], AbstractContextManager] = nullcontext
 
     def sample(self, batch: Batch) -> StudentSample:
-        """x^_theta(x_s, s) for one forward of the student and one decoding, shared by the D and the G step."""
+        """Compute x^_theta(x_s, s) with one forward pass of the student and one decoding, shared by both steps."""
         noise, (mean, std) = batch.noise, batch.z0_moments
         z0 = mean + std * noise.eps_posterior
         x_s = diffuse_student(self.schedule, z0, noise.eps, noise.s)
@@ -136,23 +138,23 @@ class Losses:
         return StudentSample(z, x, self.features(x, noise.augment_fake, batch), real)
 
     def real_images(self, batch: Batch, z0: Tensor) -> Tensor:
-        """What D is shown as real, `(B, 3, P, P)`: x0, or what the decoder makes of its latent `z0`.
+        """The discriminator's real images `(B, 3, P, P)`: x0, or with `reconstruct_real` the decoded latents `z0`.
 
-        The decoder leaves traces in the student's samples that no weight of the student can remove. Where they are
-        easy to see, D learns these traces and little else; where z0 is decoded too, it has to learn the content.
+        The decoder causes artifacts in the student's samples that the student cannot remove. If they are easy to
+        detect, the discriminator learns little else; if the real images are decoded too, it has to learn the content.
         """
         if self.reconstruct_real:
             return self.latents.decode(z0, batch.decode_window)
         return batch.x0 if batch.decode_window is None else batch.decode_window.of_pixels(batch.x0, self.latents.factor)
 
     def features(self, images: Tensor, augment: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """F_k(images) of K taps, each `(B, C, N)` float32."""
+        """Features F_k(images) at K taps, each `(B, C, N)` float32."""
         with self.autocast():
             return tuple(f.float() for f in self.discriminator.features(images, augment, batch.discriminator_crop))
 
     def discriminator_losses(self, batch: Batch, sample: StudentSample) -> dict[str, Tensor]:
-        """Eq. 3: hinge on the real images against the detached sample, plus gamma R1. `total` is to be minimized."""
-        # Leaves, so that R1's gradient ends at the heads' inputs and F needs no double backward.
+        """Eq. 3: hinge loss on real images and detached samples, plus gamma R1. `total` is the loss to minimize."""
+        # Leaf tensors, so that the gradient of R1 ends at the inputs of the heads and F needs no double backward.
         real = tuple(f.detach().requires_grad_(self.r1_gamma > 0) for f in sample.real)
         fake = tuple(f.detach() for f in sample.fake)
         logits_real, logits_fake = self.discriminator.logits(self.heads, real, fake, batch.c)
@@ -172,7 +174,7 @@ class Losses:
         }
 
     def student_losses(self, batch: Batch, sample: StudentSample) -> dict[str, Tensor]:
-        """Eq. 1: L_adv^G + lambda L_distill. `total` is to be minimized."""
+        """Eq. 1: L_adv^G + lambda L_distill. `total` is the loss to minimize."""
         total, losses = sample.z.new_zeros(()), {}
         if self.discriminator is not None:
             with frozen(self.discriminator.heads) as heads:
@@ -187,19 +189,19 @@ class Losses:
     def gradient_norms(
         self, sample: StudentSample, losses: dict[str, Tensor], scale: float | Tensor = 1.0
     ) -> dict[str, Tensor]:
-        """How strongly the two losses of the student pull at x^_theta, to choose their weights by.
+        """Norms of the gradients of the student's two losses at x^_theta, as a guide for choosing their weights.
 
-        The gradients are taken where both losses meet: at the pixels for distillation in pixels, else at the latent,
-        which costs a backward pass through the decoder. The UNet's backward pass is not run.
+        The gradients are with respect to the pixels for distillation in pixels, and otherwise with respect to the
+        latents, which costs a backward pass through the decoder. The backward pass of the UNet is not run.
 
         Args:
-            sample: that `losses` were computed from.
-            losses: of `student_losses`, before their backward pass.
-            scale: as in `diagnostics.gradient_norms`.
+            sample: sample that `losses` were computed from.
+            losses: result of `student_losses`, before the backward pass.
+            scale: see `diagnostics.gradient_norms`.
 
         Returns:
-            Norms of the gradients of the weighted losses and `gradient_at_sample/ratio`, adversarial over
-            distillation. Empty where one of the two losses is off.
+            Norms of the gradients of the weighted losses, and `gradient_at_sample/ratio`, adversarial over
+            distillation. Empty if one of the two losses is disabled.
         """
         if self.discriminator is None or self.teacher is None:
             return {}
@@ -213,7 +215,7 @@ class Losses:
         return {f"gradient_at_sample/{name}": norm for name, norm in norms.items()}
 
     def distillation(self, batch: Batch, sample: StudentSample) -> Tensor:
-        """Eq. 4, before lambda. A teacher in another latent space sees the student's pixels through its own encoder."""
+        """Eq. 4, without lambda. A teacher with another latent space encodes the student's pixels itself."""
         t, eps = batch.noise.t, batch.noise.eps_teacher
         make_target = self.teacher.nfsd_target if self.distillation_weighting == "nfsd" else self.teacher.target
         z = sample.z if self.teacher_latents is None else self.teacher_latents.moments(sample.x)[0]

@@ -1,8 +1,8 @@
-"""Every random number of an iteration, drawn sample by sample.
+"""The random numbers of an iteration, drawn separately for each sample.
 
-A sample's numbers are a function of the seed and of its position in the stream of training samples, nothing else. So a
-resumed run needs no random states, two ranks draw what one rank with twice the batch draws, and an accumulated batch is
-the same batch.
+The numbers of a sample only depend on the seed and on its position in the stream of training samples. Therefore, a
+resumed run needs no random states, two ranks draw the same numbers as one rank with twice the batch size, and
+accumulated micro-batches the same as one batch.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from discriminator import AUGMENT_NUMBERS
 
 
 def derive_seed(*parts: int) -> int:
-    """A 63-bit seed from integers. Unlike a sum, (1, 0) and (0, 1) give unrelated seeds."""
+    """Derive a 63-bit seed from integers. Unlike with a sum, (1, 0) and (0, 1) give unrelated seeds."""
     digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True)
 class SampleNoise:
-    """The random numbers of B samples, in the paper's names.
+    """The random numbers of B samples, with the paper's symbols.
 
     Attributes:
-        eps_posterior: `(B, C, H, W)` unit Gaussian, for the sample of the encoder's posterior.
+        eps_posterior: `(B, C, H, W)` unit Gaussian, to sample from the encoder's posterior.
         s: `(B,)` int64 student timestep, from T_student.
         eps: `(B, C, H, W)` unit Gaussian, diffuses z0 to s.
         t: `(B,)` int64 teacher timestep.
@@ -50,13 +50,13 @@ class SampleNoise:
 
 @dataclass(frozen=True)
 class NoiseSettings:
-    """What the numbers are drawn from.
+    """The seed and the distributions of the random numbers.
 
     Attributes:
-        seed: of the run.
+        seed: seed of the run.
         student_timesteps: T_student, ascending.
-        student_probabilities: of each, same length, sums to 1 (uniform in the paper).
-        teacher_timesteps: `[low, high)`, t is uniform in it.
+        student_probabilities: probability of each student timestep; they sum to 1 (uniform in the paper).
+        teacher_timesteps: `[low, high)`, the range in which t is uniform.
     """
 
     seed: int
@@ -66,14 +66,14 @@ class NoiseSettings:
 
 
 def draw_noise(settings: NoiseSettings, positions: Sequence[int], latent_shape: tuple[int, int, int]) -> SampleNoise:
-    """Draw for the samples at `positions` of the stream. CPU tensors; latent_shape is `(C, H, W)`."""
+    """Draw the noise of the samples at `positions` of the stream, on the CPU. `latent_shape` is `(C, H, W)`."""
     edges = np.cumsum(settings.student_probabilities)
     low, high = settings.teacher_timesteps
 
     def draw_one(position: int) -> tuple[Tensor, ...]:
         g = torch.Generator().manual_seed(derive_seed(settings.seed, position))
         u_s, u_t = torch.rand(2, generator=g, dtype=torch.float64).tolist()
-        # The last edge can fall short of 1 by rounding: the index is clamped, not trusted.
+        # The last edge can be slightly less than 1 because of rounding, so the index is clamped.
         s = settings.student_timesteps[min(int(np.searchsorted(edges, u_s, side="right")), len(edges) - 1)]
         return (
             torch.randn(latent_shape, generator=g),
@@ -96,7 +96,7 @@ def draw_discriminator_crop(seed: int, iteration: int) -> tuple[float, float, fl
 
 
 def draw_decode_window(seed: int, iteration: int) -> tuple[float, float]:
-    """Two numbers in [0, 1) for the part of the images that is decoded, shared like the discriminator's crop."""
+    """Two numbers in [0, 1) for the decoded window of the images, shared like the discriminator's crop."""
     generator = torch.Generator().manual_seed(derive_seed(seed, iteration, 3))
     top, left = torch.rand(2, generator=generator).tolist()
     return top, left

@@ -1,6 +1,6 @@
-"""The losses of ADD. Each returns a value; the training loop owns backward, clipping and steps.
+"""The losses of ADD as functions of tensors.
 
-Reductions are part of the contract, because lambda and gamma are tuned for them: adversarial terms are SUMMED over the
+Their reductions must not be changed, because lambda and gamma are tuned for them: adversarial terms are SUMMED over the
 K heads (paper Eqs. 2 and 3) and averaged over batch and tokens; distillation is averaged over batch and elements.
 """
 
@@ -30,17 +30,17 @@ def hinge_generator_loss(fake: Tensor) -> Tensor:
 
 
 def r1_penalties(logits: Tensor, features: tuple[Tensor, ...]) -> Tensor:
-    """R1 on each head's input: || d (sum of logits) / d F_k(x0) ||^2, mean over the batch (paper 3.2).
+    """R1 penalty on the input of each head: || d (sum of logits) / d F_k(x0) ||^2, mean over the batch (paper 3.2).
 
-    Taking it at the features rather than the pixels leaves the frozen network out of the double backward. The graph is
-    kept, so the penalty and the hinge loss share one backward.
+    With respect to the features instead of the pixels, the frozen network needs no double backward. The graph is
+    retained, so the penalty and the hinge loss share one backward pass.
 
     Args:
-        logits: `(B, K, N)` of REAL images, computed from `features`.
-        features: K leaves `(B, C, N)` that require grad, float32.
+        logits: `(B, K, N)` logits of REAL images, computed from `features`.
+        features: K leaf tensors `(B, C, N)` that require gradients, float32.
 
     Returns:
-        `(K,)` >= 0, one for each tap. Their sum multiplied by gamma is the loss.
+        `(K,)` >= 0, one value per tap. Their sum multiplied by gamma is the loss.
     """
     gradients = torch.autograd.grad(logits.sum(), features, create_graph=True)
     return torch.stack([g.square().sum(dim=(1, 2)).mean() for g in gradients])
@@ -49,19 +49,19 @@ def r1_penalties(logits: Tensor, features: tuple[Tensor, ...]) -> Tensor:
 def distillation_weight(schedule: NoiseSchedule, t: Tensor, weighting: str) -> Tensor:
     """c(t) of the distillation loss (paper 3.3 and appendix A).
 
-    `exponential`: alpha_t, so that noisier targets count less. `sds` and `nfsd`: alpha_t w(t) / (2 sigma_t) with
+    `exponential`: alpha_t, so that noisier targets have less weight. `sds` and `nfsd`: alpha_t w(t) / (2 sigma_t) with
     w(t) = sigma_t^2, for which the gradient of c ||x^_theta - x^_psi||^2 is DreamFusion's w(t) (eps^ - eps).
     `uniform`: 1.
 
     Args:
-        schedule: the TEACHER's.
-        t: `(B,)` int.
+        schedule: noise schedule of the TEACHER.
+        t: `(B,)` int teacher timesteps.
 
     Returns:
         `(B,)` float32.
 
     Raises:
-        ValueError: for an unknown weighting.
+        ValueError: the weighting is unknown.
     """
     alpha, sigma = schedule.alphas.to(t.device)[t], schedule.sigmas.to(t.device)[t]
     if weighting == "exponential":
@@ -78,7 +78,7 @@ def distillation_loss(x_hat: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         x_hat: `(B, ...)` student sample, latents or pixels.
-        target: same shape, the teacher's; detached here.
+        target: teacher's target of the same shape; it is detached here.
         weight: `(B,)` c(t).
 
     Returns:

@@ -1,8 +1,8 @@
-"""Noise schedules, and the conversions between what a network predicts, x0 and eps.
+"""Noise schedules, and conversions between a network's prediction, x0 and eps.
 
 Notation of the paper: x_t = alpha_t x0 + sigma_t eps, with alpha_t^2 + sigma_t^2 = 1 and t a training index 0..T-1
-(the paper's "1000" is index 999). Everything here is computed in float32: 1 / alpha_999 is 14.6 for Stable Diffusion,
-and half precision would lose the small difference x - sigma eps that it multiplies.
+(the paper's "1000" is index 999). Everything is computed in float32: 1 / alpha_999 is 14.6 for Stable Diffusion, and
+half precision is too coarse for the small difference x - sigma eps that it multiplies.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """Shift and scale sqrt(alphas_cumprod) so that it ends at exactly 0 and starts where it did.
+    """Shift and scale sqrt(alphas_cumprod) so that the last value is exactly 0 and the first one is unchanged.
 
     Args:
-        alphas_cumprod: `(T,)`, in (0, 1], falling.
+        alphas_cumprod: `(T,)`, in (0, 1], decreasing.
 
     Returns:
         `(T,)`, the rescaled alphas_cumprod.
@@ -29,13 +29,13 @@ def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
 
 
 def per_sample(values: Tensor, t: Tensor, like: Tensor) -> Tensor:
-    """`values[t]` shaped `(B, 1, ..., 1)` so that it multiplies `like` `(B, ...)`. float32."""
+    """`values[t]` in float32, with the shape `(B, 1, ..., 1)` to be broadcast to `like` `(B, ...)`."""
     return values.to(t.device)[t].float().reshape(-1, *([1] * (like.ndim - 1)))
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """alpha_t and sigma_t of one network, and what that network's output means.
+    """alpha_t and sigma_t of a network, and its prediction type.
 
     Attributes:
         alphas: `(T,)` float32, sqrt(alphas_cumprod).
@@ -57,8 +57,8 @@ class NoiseSchedule:
             zero_terminal_snr: rescale the whole schedule (2305.08891) so that alpha_{T-1} = 0.
 
         Raises:
-            ValueError: for an unknown prediction type, or for an epsilon network on a schedule that ends at zero SNR,
-                where x0 = (x - sigma eps) / alpha would divide by zero.
+            ValueError: the prediction type is unknown, or an epsilon network has a schedule that ends at zero SNR, for
+                which x0 = (x - sigma eps) / alpha would divide by zero.
         """
         if prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"prediction_type must be one of {PREDICTION_TYPES}, got {prediction_type!r}")
@@ -81,7 +81,7 @@ class NoiseSchedule:
         return per_sample(self.alphas, t, x0) * x0.float() + per_sample(self.sigmas, t, x0) * eps.float()
 
     def x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The sample that a network's `output` at (x_t, t) stands for. All `(B, C, H, W)`. Returns float32."""
+        """Convert a network's `output` at (x_t, t) to the predicted x0. All `(B, C, H, W)`. Returns float32."""
         alpha, sigma = per_sample(self.alphas, t, x_t), per_sample(self.sigmas, t, x_t)
         output, x_t = output.float(), x_t.float()
         if self.prediction_type == "epsilon":
@@ -91,7 +91,7 @@ class NoiseSchedule:
         return output
 
     def eps(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The noise that a network's `output` at (x_t, t) stands for. All `(B, C, H, W)`. Returns float32."""
+        """Convert a network's `output` at (x_t, t) to the predicted eps. All `(B, C, H, W)`. Returns float32."""
         alpha, sigma = per_sample(self.alphas, t, x_t), per_sample(self.sigmas, t, x_t)
         output, x_t = output.float(), x_t.float()
         if self.prediction_type == "epsilon":

@@ -1,4 +1,4 @@
-"""The ADD student: a denoiser that is evaluated at a few timesteps only (paper 3.1)."""
+"""The student: a denoiser that is only evaluated at a few timesteps (paper 3.1)."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .schedule import NoiseSchedule
 
-# Evenly spaced and ending at the last index, so that the stock trailing spacing of 1, 2 and 4 steps visits them.
+# Evenly spaced up to the last index, so that 1, 2 and 4 steps with the stock trailing spacing visit them.
 DEFAULT_STUDENT_TIMESTEPS = (249, 499, 749, 999)
 
 Condition = Mapping[str, Tensor | Mapping[str, Tensor]]  # keyword arguments of a UNet's forward, batch first
@@ -16,9 +16,9 @@ Condition = Mapping[str, Tensor | Mapping[str, Tensor]]  # keyword arguments of 
 def diffuse_student(schedule: NoiseSchedule, z0: Tensor, eps: Tensor, s: Tensor) -> Tensor:
     """The student's input x_s = alpha_s z0 + sigma_s eps, and pure noise at the last timestep.
 
-    Zero terminal SNR (paper 3.1, after 2305.08891) either comes with the rescaled schedule, whose last alpha is 0, or,
-    for a schedule that ends at a small alpha, is enforced here: no trace of z0 may be left, because sampling starts
-    from noise alone.
+    Zero terminal SNR (paper 3.1, 2305.08891) is either a property of a rescaled schedule, whose last alpha is 0, or it
+    is enforced here for a schedule that ends at a small alpha. The input must not contain any of z0, because sampling
+    starts from pure noise.
 
     Args:
         z0, eps: `(B, C, H, W)` latents and unit Gaussian noise.
@@ -35,16 +35,16 @@ def diffuse_student(schedule: NoiseSchedule, z0: Tensor, eps: Tensor, s: Tensor)
 def student_sample(unet: nn.Module, schedule: NoiseSchedule, x_s: Tensor, s: Tensor, condition: Condition) -> Tensor:
     """x^_theta(x_s, s), the student's one-step estimate of the clean latent (paper 3.1).
 
-    At the last timestep an epsilon student keeps the ORIGINAL finite alpha (0.068 for Stable Diffusion) although its
-    input is pure noise: x0 = 14.649 n - 14.615 eps^. That is what stock Euler-ancestral sampling with trailing spacing
-    computes, so training and the published sampler agree.
+    At the last timestep, an epsilon student uses the ORIGINAL finite alpha (0.068 for Stable Diffusion) although its
+    input is pure noise: x0 = 14.649 n - 14.615 eps^. Stock Euler-ancestral sampling with trailing spacing computes the
+    same, so training agrees with the published sampler.
 
     Args:
         x_s: `(B, C, H, W)` float32, from `diffuse_student`.
         s: `(B,)` int.
-        condition: the UNet's keyword arguments.
+        condition: keyword arguments of the UNet.
 
     Returns:
-        `(B, C, H, W)` float32 latents, scaled as the UNet sees them.
+        `(B, C, H, W)` float32 latents, scaled like the input of the UNet.
     """
     return schedule.x0(unet(x_s, s, **condition).sample, x_s, s)

@@ -9,15 +9,15 @@ from torch import Tensor
 from .schedule import NoiseSchedule, per_sample
 from .student import Condition
 
-# NFSD (2310.17590) gives these words to the prediction that stands for "everything wrong with an image".
+# The negative prompt of NFSD (2310.17590), which describes undesired properties of images.
 NFSD_NEGATIVE_PROMPT = (
     "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
 )
-NFSD_TIMESTEP = 200  # below it the empty prompt's prediction is taken as the domain direction by itself
+NFSD_TIMESTEP = 200  # below this timestep, the prediction for the empty prompt alone is the domain direction
 
 
 def concatenate(*conditions: Condition) -> Condition:
-    """Join conditions along the batch, so that several predictions of the teacher cost one forward."""
+    """Concatenate conditions along the batch, so that several predictions of the teacher run in one forward pass."""
     first = conditions[0]
     return {
         key: concatenate(*(c[key] for c in conditions))
@@ -29,9 +29,9 @@ def concatenate(*conditions: Condition) -> Condition:
 
 @dataclass(frozen=True)
 class TeacherConditions:
-    """The teacher's conditions: the caption, the empty prompt (or the user's negative one), and NFSD's negative.
+    """The teacher's conditions for the caption, the empty (or the user's negative) prompt, and NFSD's negative prompt.
 
-    `unconditional` is needed with guidance and for NFSD, `negative` for NFSD only.
+    `unconditional` is needed for guidance and NFSD, `negative` only for NFSD.
     """
 
     caption: Condition
@@ -45,8 +45,8 @@ class Teacher:
 
     Attributes:
         unet: callable `(x_t (B, C, H, W), t (B,), **condition)` whose result has `.sample`.
-        schedule: the teacher's own, unmodified schedule.
-        guidance_scale: classifier-free guidance of the target; 1 = none.
+        schedule: unmodified noise schedule of the teacher.
+        guidance_scale: classifier-free guidance scale of the target; 1 means no guidance.
         steps: K consecutive DDIM steps from t down to 0 (paper, Table 1f).
     """
 
@@ -57,7 +57,7 @@ class Teacher:
 
     @torch.no_grad()
     def output(self, x_t: Tensor, t: Tensor, conditions: TeacherConditions) -> Tensor:
-        """The network's raw prediction at (x_t, t), guided. `(B, C, H, W)` float32."""
+        """The network's raw prediction at (x_t, t), with guidance. `(B, C, H, W)` float32."""
         if self.guidance_scale == 1.0:
             return self.unet(x_t, t, **conditions.caption).sample.float()
         both = concatenate(conditions.caption, conditions.unconditional)
@@ -80,18 +80,18 @@ class Teacher:
         for k in range(self.steps - 1):
             output = self.output(x_t, t, conditions)
             x0, eps_hat = self.schedule.x0(output, x_t, t), self.schedule.eps(output, x_t, t)
-            # t_k = t (K - k) / K: evenly spaced from the drawn t, the last prediction at t / K.
+            # t_k = t (K - k) / K: evenly spaced from the drawn t to t / K for the last prediction.
             t = torch.div(t * (self.steps - 1 - k), self.steps - k, rounding_mode="floor")
             x_t = self.schedule.diffuse(x0, eps_hat, t)
         return self.schedule.x0(self.output(x_t, t, conditions), x_t, t)
 
     @torch.no_grad()
     def nfsd_target(self, x_hat: Tensor, eps: Tensor, t: Tensor, conditions: TeacherConditions) -> Tensor:
-        """The target under which the distillation loss is noise-free score distillation (NFSD, 2310.17590).
+        """The target with which the distillation loss is noise-free score distillation (NFSD, 2310.17590).
 
         d_C = eps(y) - eps(empty); d_D = eps(empty) if t < 200 else eps(empty) - eps(negative);
         target = x^_theta - (sigma_t / alpha_t) (d_D + g d_C), with g the guidance scale (7.5 in NFSD).
-        The three predictions run as one batch. Arguments and result as `target`.
+        The three predictions run as one batch. See `target` for the arguments and the result.
         """
         x_t = self.schedule.diffuse(x_hat.detach(), eps, t)
         three = concatenate(conditions.caption, conditions.unconditional, conditions.negative)

@@ -1,4 +1,4 @@
-"""Draw `docs/architecture.png`, the picture in ARCHITECTURE.md: which folder may import which, and a sample's journey.
+"""Draws `docs/architecture.png` for ARCHITECTURE.md: the folders with their imports, and the path of a sample.
 
 python docs/draw_architecture.py
 """
@@ -53,7 +53,7 @@ JOURNEY = (
 def draw_box(
     axes: Axes, title: str, line: str, left: float, bottom: float, width: float, height: float, color: str
 ) -> None:
-    """One rounded box with a bold title and a second line; a box without second line may hold other boxes."""
+    """Draw a rounded box with a bold title and a second line. A box without a second line may contain other boxes."""
     shape = FancyBboxPatch(
         (left, bottom), width, height, boxstyle="round,pad=0,rounding_size=0.8", fc=color, ec=INK, lw=0.9
     )
@@ -68,14 +68,14 @@ def draw_box(
 
 
 def draw_arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], style: str = "-") -> None:
-    """An arrow from what imports to what is imported."""
+    """Draw an arrow from an importing folder to an imported one."""
     axes.annotate(
         "", xy=end, xytext=start, arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.1, "linestyle": style}
     )
 
 
 def draw_journey(axes: Axes) -> None:
-    """The stations of one sample, top to bottom, on the right."""
+    """Draw the path of a sample from top to bottom on the right."""
     left, width, height, top = 68, 30, 4, 46
     step = (top - 3) / len(JOURNEY)
     axes.text(left + width / 2, 49.2, "one sample's journey", ha="center", fontsize=9, style="italic", color=MUTED)

@@ -1,4 +1,4 @@
-"""Measures a text-to-image pipeline: how far from real images, how true to the caption, how varied, how fast."""
+"""Evaluation of text-to-image pipelines: distance to real images, agreement with captions, diversity and speed."""
 
 from evaluation.generation.sampling import sample, seconds_per_image
 from evaluation.metrics import Evaluator, alignment, diversity, frechet_distance

@@ -4,7 +4,7 @@
     python -m evaluation measure RUN [RUN ...] --reference val2017
     python -m evaluation compare RUN RUN [RUN ...] --output_dir COMPARISON
 
-`generate` can be killed and started again. A preference study over the same runs: `python -m evaluation.preference`.
+If `generate` is killed, the same command continues. See `python -m evaluation.preference` for preference studies.
 """
 
 import argparse
@@ -23,20 +23,20 @@ COMMANDS = {"generate": generation.run_generate, "measure": metrics.run_measure,
 
 
 def make_evaluation_parser() -> OneLineParser:
-    """The command line."""
+    """Make the parser of `python -m evaluation`."""
     parser = make_parser(MODULE, __doc__)
     commands = parser.add_subparsers(dest="subcommand", required=True)
-    generation.add_options(add_subcommand(commands, "generate", "Draw the images of a run, and time the pipeline."))
-    metrics.add_options(add_subcommand(commands, "measure", "Compute the figures of runs."))
-    reports.add_options(add_subcommand(commands, "compare", "Write a page that compares runs."))
+    generation.add_options(add_subcommand(commands, "generate", "Generate the images of a run, and time the pipeline."))
+    metrics.add_options(add_subcommand(commands, "measure", "Compute the metrics of runs."))
+    reports.add_options(add_subcommand(commands, "compare", "Write a table and a page that compare runs."))
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command.
+    """Run the command line `argv`, by default that of the process.
 
     Raises:
-        SystemExit: it failed, with the exit status.
+        SystemExit: the command failed; it has the exit status.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     facts = {"command": shlex.join([*command_name(MODULE).split(), *words])}

@@ -1,4 +1,4 @@
-"""What the command lines of the evaluation share: one-line errors, subcommands with `--debug`, and parsed values."""
+"""Helpers for the command lines of the evaluation: one-line errors, subcommands with `--debug`, and value parsers."""
 
 import argparse
 import json
@@ -9,18 +9,18 @@ from training.command import DEBUG_HELP, command_name
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line that points to `--help`, without the usage of every option."""
+    """An argument parser that reports errors in one line without the usage, and refers to `--help`."""
 
     def error(self, message: str) -> None:
-        """Exit with status 2 after one line."""
+        """Print one line to stderr and exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message} (`{self.prog} --help` lists the options)\n")
 
 
 def make_parser(module: str, description: str | None) -> OneLineParser:
-    """A parser that shows `description` as it is written.
+    """Make a parser that prints `description` without reformatting it.
 
     Args:
-        module: of the command, such as `evaluation`.
+        module: module of the command, such as `evaluation`.
         description: usually the docstring of the command's module.
     """
     return OneLineParser(
@@ -29,17 +29,17 @@ def make_parser(module: str, description: str | None) -> OneLineParser:
 
 
 def add_subcommand(commands: argparse._SubParsersAction, name: str, summary: str) -> argparse.ArgumentParser:
-    """Add a subcommand that also takes `--debug`, which `run_command` declares for the command itself.
+    """Add a subcommand that accepts `--debug`, like the command itself (see `run_command`).
 
     Args:
-        commands: what `add_subparsers` returned.
-        name: the word that is typed.
+        commands: result of `add_subparsers`.
+        name: name of the subcommand.
         summary: one sentence for `--help`.
     """
     parser = commands.add_parser(
         name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    # Suppressed, because a default here would overwrite a `--debug` that was given before the subcommand.
+    # SUPPRESS, because a default would overwrite a `--debug` that is given before the subcommand.
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=DEBUG_HELP)
     return parser
 
@@ -51,7 +51,7 @@ def parse_json_object(text: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as '{{\"eta\": 1.0}}'")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, such as '{{\"eta\": 1.0}}'")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The error of the evaluation commands, and the check for packages that only they need."""
+"""Errors of the evaluation commands, and the check for their optional packages."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,12 +7,12 @@ from huggingface_hub import constants
 
 from training.errors import UserError
 
-# How the packages that only the evaluation and the demo need are installed, in a checkout. Said here and nowhere else.
+# The command that installs the packages that only the evaluation and the demo need, in a checkout.
 INSTALL_EXTRAS = "pip install '.[evaluation]'"
 
 
 class EvaluationError(UserError, ValueError):
-    """Something that was asked for cannot be done: the message names the flag or file, what it got and the fix."""
+    """A command cannot be carried out. The message names the flag or file, its value and the fix."""
 
     status = 2
 
@@ -22,14 +22,14 @@ class MissingPackageError(EvaluationError):
 
 
 def require_packages(*modules: str, install: str = INSTALL_EXTRAS) -> None:
-    """Check that optional packages can be imported, before any work is done.
+    """Check that optional packages are installed, before any work is done.
 
     Args:
-        modules: names that are imported, such as `sklearn`.
-        install: the command that installs them.
+        modules: names of modules, such as `sklearn`.
+        install: command that installs them.
 
     Raises:
-        MissingPackageError: names every module that is missing and how to install it.
+        MissingPackageError: a module is missing; the message names all missing modules and how to install them.
     """
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
@@ -38,17 +38,17 @@ def require_packages(*modules: str, install: str = INSTALL_EXTRAS) -> None:
 
 
 def explain_unavailable(model: str, error: Exception) -> str:
-    """Why `model`, a Hub id or folder, could not be loaded: the rest of a sentence that begins with flag and value.
+    """The reason why `model`, a Hub id or folder, cannot be loaded, to follow the flag and its value in a message.
 
-    The libraries' own messages speak of a missing `model_index.json` where the network is switched off.
+    The messages of the libraries are misleading when offline: they only mention a missing `model_index.json`.
     """
     if Path(model).is_dir():
         return "the folder cannot be loaded: " + " ".join(str(error).split())
     if Path(model).is_absolute() or model.count("/") != 1 or model.startswith("."):
-        return "there is no such folder, and it is no Hub id either"
+        return "there is no such folder, and it is not a Hub id"
     if constants.HF_HUB_OFFLINE:
         return (
-            "there is no such folder, and HF_HUB_OFFLINE is set while the local cache does not hold a Hub repo of that "
-            "name. Unset HF_HUB_OFFLINE to download it"
+            "there is no such folder, and HF_HUB_OFFLINE is set but the local cache does not contain a Hub repo of "
+            "that name. Unset HF_HUB_OFFLINE to download it"
         )
     return "there is no such folder, and the Hub has no such repo, does not grant access to it, or cannot be reached"

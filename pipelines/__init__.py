@@ -1,4 +1,4 @@
-"""Sampling: the pipelines for ADD students and the stock scheduler they are published with."""
+"""Pipelines for ADD students, and the stock scheduler that students are published with."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from .timesteps import DEFAULT_STUDENT_TIMESTEPS, spread_timesteps
 ADDPipeline._other_families = {ADDXLPipeline._stock_class.__name__: ADDXLPipeline}
 
 # `AutoPipelineFor...from_pipe` looks up the name of a pipeline's class in these three tables and ignores inheritance;
-# diffusers has no function to register a class. Each of our classes makes all three kinds of call, so it is its own
-# counterpart. Entries are only added: `from_pretrained` still goes by the stock class in a model_index.json.
+# diffusers has no function to register a class. Each of our classes supports all three tasks, so it is its own
+# counterpart. Entries are only added: `from_pretrained` still uses the stock class in a model_index.json.
 _tables: tuple[Any, ...] = (
     auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
     auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,

@@ -1,11 +1,11 @@
-"""Warnings about calls that are valid, but unlikely to give what was intended: each once in a process."""
+"""Warnings about valid but probably unintended arguments of a call, each shown once per process."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from diffusers.utils import logging
 
-# Below "diffusers", so that `diffusers.logging.set_verbosity_error()` silences it too.
+# A child of the "diffusers" logger, so that `diffusers.logging.set_verbosity_error()` also silences it.
 logger = logging.get_logger(f"diffusers.{__name__}")
 
 _NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_embeds")
@@ -13,18 +13,18 @@ _warned: set[str] = set()
 
 
 def warn_about_call(scheduler: Any, arguments: Mapping[str, Any]) -> None:
-    """Warn of guidance, of a negative prompt without guidance, and of a model that does not seem to be a student.
+    """Warn about guidance, a negative prompt without guidance, and a model that does not seem to be a student.
 
     Args:
-        scheduler: the pipeline's, of any stock class.
-        arguments: of the pipeline's call, by name.
+        scheduler: scheduler of the pipeline, of any stock class.
+        arguments: arguments of the pipeline's call, by name.
     """
     scale = arguments["guidance_scale"]
     if "_student_timesteps" not in scheduler.config:
         _warn_once(
             "student",
             f"The config of {type(scheduler).__name__} has no _student_timesteps, so this model does not seem to be an "
-            "ADD student. Models that were not distilled give blurred images in so few steps. For a student's LoRA, "
+            "ADD student. Models that were not distilled generate blurred images in so few steps. For a LoRA, "
             "load the scheduler that was published with it: "
             "pipe.scheduler = DDPMScheduler.from_pretrained(lora_repo, subfolder='scheduler').",
         )

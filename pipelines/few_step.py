@@ -1,8 +1,8 @@
-"""What the students' pipelines of all families share: loading, the three kinds of call, and the student's timesteps.
+"""Base class of the student pipelines: loading, the three tasks, and the student's timesteps.
 
-A pipeline is published as ONE file that runs alone, `pipeline.py`: the family's file, with the text of this one and of
-the others in this folder that it needs in place of the lines that import them. So these files import only the standard
-library, torch, diffusers and each other.
+A pipeline is published as ONE self-contained file, `pipeline.py`: the family's file, in which each import of another
+module of this folder is replaced by that module's text. These files therefore only import the standard library, torch,
+diffusers and each other.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -20,33 +20,34 @@ from .precision import Float32LatentsMixin, to_bfloat16
 from .saving import SavingMixin
 from .timesteps import DEFAULT_STUDENT_TIMESTEPS, check_strength, fewest_steps, spread_timesteps
 
-# Arguments that have no meaning without another one.
+# Arguments that require another argument.
 _NEEDS = {"strength": "image", "mask_image": "image", "padding_mask_crop": "mask_image"}
 
 
 class FewStepMixin(Float32LatentsMixin, SavingMixin):
     """Turns a stock pipeline into one for ADD students: `image = pipe("a red fox").images[0]` samples in one step.
 
-    Text-to-image, image-to-image and inpainting are the stock pipelines' own calls on this pipeline's components, at
-    the student's timesteps. LoRA, textual inversion, IP-Adapter, offloading and callbacks therefore work as in
-    diffusers. In float32 and float16, the image equals the stock pipeline's bit for bit for the same arguments, if the
-    stock scheduler takes the same timesteps: always at 1, 2 and 4 steps of the default student, otherwise if it is
+    Text-to-image, image-to-image and inpainting are the calls of the stock pipelines with this pipeline's components
+    and the student's timesteps. LoRA, textual inversion, IP-Adapter, offloading and callbacks therefore work as in
+    diffusers. In float32 and float16, the image is bit-equal to that of the stock pipeline for the same arguments, if
+    the stock scheduler uses the same timesteps: always for 1, 2 and 4 steps of the default student, otherwise if it is
     passed `timesteps=pipe.sampling_timesteps(n)`.
 
-    In bfloat16, a student that predicts epsilon is deliberately NOT equal to the stock pipeline, but closer to float32
-    by a factor of five or more: a student multiplies the rounding of its output by up to 14.6, so the UNet's outermost
-    layers and the scheduler's step are computed in float32, and `latents` are float32. See `keep_output_in_float32`.
+    In bfloat16, the result of a student that predicts epsilon deliberately differs from that of the stock pipeline, and
+    is closer to float32 by a factor of five or more. Such a student multiplies the rounding errors of its output by up
+    to 14.6, so the outermost layers of the UNet and the scheduler's step are computed in float32, and `latents` are
+    float32. See `keep_output_in_float32`.
 
-    The scheduler is a stock one. The published `DDPMScheduler` draws from the posterior q(x_t' | x_t, x0), as an
-    Euler-ancestral sampler with eta = 1 does, but it starts from unit noise, as in training. For full re-noising of x0,
+    The scheduler is a stock one. The published `DDPMScheduler` draws from the posterior q(x_t' | x_t, x0), like an
+    Euler-ancestral sampler with eta = 1, but starts from unit noise, as in training. For full re-noising of x0,
     as in multistep consistency sampling, use
     `pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps=1000)`.
 
     These arguments of a call differ from the stock pipelines':
 
-        num_inference_steps: 1 to N for a student of N timesteps. The default is 1, or with `image` the fewest steps of
-            which `strength` leaves one. Three steps of the default student are at 999, 749 and 249, where a stock
-            scheduler takes 999, 666 and 332, at which the student was not trained.
+        num_inference_steps: 1 to N for a student with N timesteps. The default is 1, or with `image` the smallest
+            number of which `strength` leaves one step. Three steps of the default student are at 999, 749 and 249,
+            whereas a stock scheduler uses 999, 666 and 332, at which the student was not trained.
         timesteps: the student's timesteps to visit, descending, instead of `num_inference_steps`. Without `image` the
             first must be the student's largest, because sampling starts from pure noise.
         guidance_scale: the student was trained without guidance, so the default is 0, and 0 to 1 mean no guidance. More
@@ -64,10 +65,11 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
     A subclass sets the class attributes below.
 
     Attributes:
-        _image_class, _inpaint_class: the other two of the family's stock pipelines, beside `_stock_class`.
-        _addition_embed_type: the kind of added conditioning of the family's UNet.
+        _image_class, _inpaint_class: image-to-image and inpainting pipelines of the family; `_stock_class` is the
+            text-to-image pipeline.
+        _addition_embed_type: type of the added conditioning of the family's UNet.
         _other_families: classes for repositories of other families, by the stock class in their `model_index.json`.
-            Empty in a file that runs alone; the package fills it.
+            Empty in the published file; filled by the package.
     """
 
     _image_class: ClassVar[type[DiffusionPipeline]]
@@ -77,12 +79,12 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """Load a student's repository, or any other of the family; arguments as in `DiffusionPipeline`.
+        """Load a student's repository, or any other of the family; see `DiffusionPipeline` for the arguments.
 
-        In bfloat16, the UNet is read in float32 first, so that the layers kept in float32 are not rounded.
+        In bfloat16, the UNet is loaded in float32 first, so that the layers kept in float32 are not rounded.
 
         Raises:
-            ValueError: if the repository holds another family of models, before its weights are downloaded.
+            ValueError: the repository contains a model of another family; raised before its weights are downloaded.
         """
         hub_keys = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
         hub_kwargs = {key: kwargs[key] for key in hub_keys if key in kwargs}
@@ -92,7 +94,7 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
             return cls._other_families[found].from_pretrained(pretrained_model_name_or_path, **kwargs)
         if found != cls._stock_class.__name__:
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds a {found}, but {cls.__name__} samples a "
+                f"{pretrained_model_name_or_path} contains a {found}, but {cls.__name__} samples a "
                 f"{cls._stock_class.__name__}. Load it with diffusers.DiffusionPipeline.from_pretrained."
             )
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
@@ -104,15 +106,15 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
         if pipe.scheduler.config.get("prediction_type") == "epsilon":
             to_bfloat16(pipe.unet)
         else:
-            torch.nn.Module.to(pipe.unet, dtype)  # diffusers' own `to` warns of any change of dtype
+            torch.nn.Module.to(pipe.unet, dtype)  # the `to` of diffusers warns about changes of dtype
         pipe._keep_precision()
         return pipe
 
     def register_modules(self, **modules) -> None:
-        """Register the components; loading, `from_pipe` and `from_single_file` all end here.
+        """Register the components; called by loading, `from_pipe` and `from_single_file`.
 
         Raises:
-            ValueError: for a UNet of another family, which stock loaders would accept, only to fail during a call.
+            ValueError: the UNet belongs to another family. Stock loaders would accept it and fail during a call.
         """
         found = getattr(getattr(modules.get("unet"), "config", None), "addition_embed_type", self._addition_embed_type)
         if found != self._addition_embed_type:
@@ -127,8 +129,8 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
     def student_timesteps(self) -> tuple[int, ...]:
         """The training indices in [0, T - 1] that the student was trained at, ascending.
 
-        They are stored in the scheduler's config under a private name, which stock loaders ignore without a warning
-        and which `from_config` passes on to any scheduler that replaces this one.
+        They are stored in the scheduler's config under a private name, which stock loaders ignore without a warning and
+        which `from_config` copies to other schedulers.
         """
         return tuple(self.scheduler.config.get("_student_timesteps", DEFAULT_STUDENT_TIMESTEPS))
 
@@ -137,7 +139,7 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
         return spread_timesteps(self.student_timesteps, num_inference_steps)
 
     def _sample(self, arguments: dict[str, Any]) -> Any:
-        """Make the stock call that `image` and `mask_image` select; `arguments` are all of our call's, by name."""
+        """Make the stock call that `image` and `mask_image` select. `arguments` are all arguments of `__call__`."""
         arguments = {name: value for name, value in arguments.items() if name != "self"}
         image, mask = arguments["image"] is not None, arguments["mask_image"] is not None
         stock_class = self._inpaint_class if image and mask else self._image_class if image else self._stock_class
@@ -155,22 +157,22 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
             self.mask_processor = VaeImageProcessor(
                 vae_scale_factor=self.vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
             )
-        self._keep_precision()  # of components that were replaced or cast since the last call
+        self._keep_precision()  # components may have been replaced or cast since the last call
         stock = self._seen_as(stock_class) if image else self
         return stock_class.__call__(stock, **arguments, **self._stock_schedule(steps))
 
     def _arguments_of(self, stock_class: type, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments that the stock call takes; the others must have been left at their defaults."""
+        """Return the arguments of the stock call; all others must have their default values."""
         taken = set(inspect.signature(stock_class.__call__).parameters)
         if stock_class is self._image_class:
-            taken -= {"height", "width", "latents"}  # SDXL's takes latents, and then ignores the image
+            taken -= {"height", "width", "latents"}  # the SDXL pipeline accepts latents and then ignores the image
         ours = inspect.signature(type(self).__call__).parameters
         given = [name for name in arguments if name not in taken and not _is(arguments[name], ours[name].default)]
         for name in given:
             if name in _NEEDS:
                 value = f"={arguments[name]}" if isinstance(arguments[name], int | float) else ""
                 needed = _NEEDS[name]
-                raise ValueError(f"{name}{value} has no meaning without {needed}. Pass {needed}, or drop {name}.")
+                raise ValueError(f"{name}{value} has no effect without {needed}. Pass {needed}, or drop {name}.")
         if given:
             kind = "mask_image" if stock_class is self._inpaint_class else "image"
             raise ValueError(
@@ -179,7 +181,7 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
         return {name: value for name, value in arguments.items() if name in taken}
 
     def _steps(self, steps: int | None, timesteps: list[int] | None, strength: float | None) -> list[int]:
-        """Return the timesteps to visit, checked against the student's; `strength` is None without an image."""
+        """Return the timesteps to visit after checking them; `strength` is None without an image."""
         known = self.student_timesteps
         if timesteps is None:
             if steps is None:
@@ -192,7 +194,7 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
         return list(timesteps)
 
     def _stock_schedule(self, steps: list[int]) -> dict[str, Any]:
-        """Return the arguments that make a stock call visit `steps`: only a number of steps if that is enough."""
+        """Return the arguments with which a stock call visits `steps`: the number of steps if that is sufficient."""
         self.scheduler.set_timesteps(len(steps))  # the stock call sets them again
         if self.scheduler.timesteps.tolist() == steps:
             return {"num_inference_steps": len(steps)}
@@ -208,8 +210,8 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
     def _seen_as(self, stock_class: type) -> Any:
         """Return a view of this pipeline as another stock class.
 
-        The two share ONE state, so a callback that interrupts, offloading hooks and properties act on both; a second
-        pipeline of the same components would not do that. Only the config has that class's defaults added.
+        Unlike a second pipeline with the same components, the view shares ONE state with this pipeline, so interrupting
+        callbacks, offloading hooks and properties act on both. Only the config also has the defaults of that class.
         """
         parameters = inspect.signature(stock_class.__init__).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -220,5 +222,5 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
 
 
 def _is(value: Any, default: Any) -> bool:
-    """Return whether an argument was left at its default; tensors are not compared."""
+    """Return whether an argument has its default value; tensors are not compared."""
     return value is default or (isinstance(value, int | float) and value == default)

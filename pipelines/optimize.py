@@ -1,4 +1,4 @@
-"""`pipe.optimize()`: the same images in less time."""
+"""`pipe.optimize()`: faster inference by compilation, memory format, fused projections and a prompt cache."""
 
 # pyright: reportPrivateImportUsage=false
 
@@ -30,26 +30,27 @@ class OptimizeMixin(StockPipeline):
         """Make later calls faster, in place. The images stay the same up to rounding, except with `tiny_vae`.
 
         The modules are not replaced, so saving, `from_pipe`, offloading and adapters work as before. A second call does
-        not turn off what an earlier one has turned on, except for `cache_prompts`.
+        not disable what an earlier one has enabled, except for `cache_prompts`.
 
         Args:
             compile: compile the UNet and the decoder with `torch.compile`. The first call with an image size is slow,
                 because it compiles. A dict gives the arguments, such as `{"mode": "max-autotune"}`.
-            channels_last: use the memory layout that is fastest for convolutions on most devices.
+            channels_last: use the channels-last memory format, which is fastest for convolutions on most devices.
             tiny_vae: an `AutoencoderTiny` trained for this family's latents, or the repository or folder to load it
-                from. It replaces `vae`, also in what is saved, and takes much less time and memory for somewhat coarser
-                texture.
-            fuse_qkv: compute queries, keys and values in one matrix product. Attention that a LoRA or an IP-Adapter has
-                changed is not fused, and loading a LoRA later separates the products again, since adapters act on
-                the separate weights.
-            cache_prompts: keep the embeddings of the last prompts, so that further seeds of a prompt skip the text
-                encoders. A changed encoder or tokenizer is detected; the output of adapted encoders is not cached.
+                from. It replaces `vae`, also when saving. It takes much less time and memory, and textures are somewhat
+                coarser.
+            fuse_qkv: compute queries, keys and values in one matrix product. Attention layers with a LoRA or an
+                IP-Adapter are not fused, and loading a LoRA later separates the projections again, because adapters act
+                on the separate weights.
+            cache_prompts: keep the embeddings of the last prompts, so that the text encoders are skipped when a prompt
+                is used again. A changed encoder or tokenizer is detected; outputs of encoders with adapters are not
+                cached.
 
         Returns:
             The pipeline itself.
 
         Raises:
-            ValueError: if `tiny_vae` has another scale factor or number of latent channels than `vae`.
+            ValueError: `tiny_vae` has another scale factor or number of latent channels than `vae`.
         """
         if tiny_vae is not None:
             self.register_modules(vae=_matching(tiny_vae, self.vae))
@@ -61,15 +62,15 @@ class OptimizeMixin(StockPipeline):
             self.vae.to(memory_format=torch.channels_last)
         if compile:
             for module in (self.unet, self.vae.decoder):
-                if module._compiled_call_impl is None:  # compiled in place, so that the weights keep their names
+                if module._compiled_call_impl is None:  # compile in place, so that the weights keep their names
                     module.compile(**compile if isinstance(compile, dict) else {})
         self.__dict__.pop("encode_prompt", None)
-        if cache_prompts:  # on the instance, whose state image-to-image and inpainting share
+        if cache_prompts:  # set on the instance, whose state is shared with image-to-image and inpainting
             self.__dict__["encode_prompt"] = _PromptCache(self)
         return self
 
     def load_lora_weights(self, *args, **kwargs):
-        """Load a LoRA as stock pipelines do, after separating the projections that `optimize` has fused."""
+        """Load a LoRA as in stock pipelines, after separating the projections that `optimize` has fused."""
         _unfuse(self.unet)
         return super().load_lora_weights(*args, **kwargs)
 
@@ -82,8 +83,8 @@ def _matching(tiny_vae: str | AutoencoderTiny, vae: AutoencoderKL | AutoencoderT
     plans = [(2 ** (len(config.block_out_channels) - 1), config.latent_channels) for config in configs]
     if plans[0] != plans[1]:
         raise ValueError(
-            f"tiny_vae makes {plans[0][0]} pixels of a latent with {plans[0][1]} channels, but this pipeline's vae "
-            f"makes {plans[1][0]} of {plans[1][1]}. Use one trained for its latents, for "
+            f"tiny_vae has a scale factor of {plans[0][0]} and {plans[0][1]} latent channels, but this pipeline's vae "
+            f"has {plans[1][0]} and {plans[1][1]}. Use one that was trained for its latents, for "
             "example madebyollin/taesd or madebyollin/taesdxl."
         )
     torch.nn.Module.to(tiny_vae, device=vae.device, dtype=vae.dtype)
@@ -91,7 +92,7 @@ def _matching(tiny_vae: str | AutoencoderTiny, vae: AutoencoderKL | AutoencoderT
 
 
 def _fuse(network: Any) -> None:
-    """Fuse the projections of attention, unless they are adapted, and keep the fused copies out of the state dict."""
+    """Fuse the attention projections, unless they have adapters, and hide the fused copies from the state dict."""
     processors = getattr(network, "attn_processors", {}).values()  # a tiny autoencoder has none
     stock = all(type(processor) is AttnProcessor2_0 for processor in processors)
     if not processors or not stock or getattr(network, "peft_config", None):
@@ -117,7 +118,7 @@ def _unfuse(network: torch.nn.Module) -> None:
 
 
 class _PromptCache:
-    """A pipeline's `encode_prompt` that keeps its last `CACHED_PROMPTS` results for prompts given as text."""
+    """Replacement for a pipeline's `encode_prompt` that caches the last `CACHED_PROMPTS` results for text prompts."""
 
     def __init__(self, pipe: Any):
         self._pipe, self._encode, self._answers = pipe, pipe.encode_prompt, OrderedDict()
@@ -131,7 +132,7 @@ class _PromptCache:
         tokenizers = [(weakref.ref(part), len(part)) for part in self._parts("tokenizer", "tokenizer_2")]
         key = (arguments, *tokenizers, *map(_state, encoders))
         answer = self._answers.pop(key, None) or self._encode(*args, **kwargs)
-        self._answers[key] = answer  # the latest comes last
+        self._answers[key] = answer  # the most recent one is last
         if len(self._answers) > CACHED_PROMPTS:
             self._answers.popitem(last=False)
         return tuple(e.clone() if torch.is_tensor(e) else e for e in answer)  # the caller may modify its copy
@@ -152,5 +153,5 @@ def _frozen(value: Any) -> Any:
 
 
 def _state(module: torch.nn.Module) -> tuple:
-    """Return what changes if the module or a weight of it is replaced, cast or modified, but not if it is offloaded."""
+    """Return a value that changes if the module or a weight is replaced, cast or modified, but not by offloading."""
     return weakref.ref(module), tuple((id(p), p._version, p.dtype) for p in module.parameters())

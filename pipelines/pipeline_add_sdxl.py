@@ -1,7 +1,7 @@
-"""Sampling students of Adversarial Diffusion Distillation (ADD) in SDXL's layout, in 1 to N steps.
+"""Pipeline for students of Adversarial Diffusion Distillation (ADD) with the architecture of SDXL.
 
-Published, together with the modules that it imports from this folder, as the single file `pipeline.py` in the root of
-every student's repository, next to a `model_index.json` that names the stock class. So a repository can be loaded with
+It is published, together with the modules that it imports from this folder, as the single file `pipeline.py` in every
+student's repository, next to a `model_index.json` that names the stock class. A repository can therefore be loaded with
 plain diffusers, with this class, or as remote code:
 `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)`.
 """
@@ -29,7 +29,7 @@ class ADDXLPipeline(FewStepMixin, OptimizeMixin, StableDiffusionXLPipeline):
     _image_class = StableDiffusionXLImg2ImgPipeline
     _inpaint_class = StableDiffusionXLInpaintPipeline
     _addition_embed_type = "text_time"
-    # Read at import: as remote code this file is in a cache, where the next repository's `pipeline.py` overwrites it.
+    # Read at import, because remote code is in a cache, where the `pipeline.py` of another repository may overwrite it.
     _source = whole_source(__file__)
 
     @torch.no_grad()
@@ -75,17 +75,15 @@ class ADDXLPipeline(FewStepMixin, OptimizeMixin, StableDiffusionXLPipeline):
     ) -> StableDiffusionXLPipelineOutput | tuple:
         """Sample images for `prompt`: from noise, from `image`, or only where `mask_image` is white.
 
-        Arguments mean what they mean in `StableDiffusionXLPipeline`, `StableDiffusionXLImg2ImgPipeline` and
-        `StableDiffusionXLInpaintPipeline`; those that differ for
-        students are described in `FewStepMixin`. The parts of a
-        base-and-refiner ensemble (`denoising_start`, `denoising_end`, aesthetic scores) have no use here.
+        See `StableDiffusionXLPipeline`, `StableDiffusionXLImg2ImgPipeline` and `StableDiffusionXLInpaintPipeline` for
+        the arguments; those that differ for students are described in `FewStepMixin`. The arguments for the
+        base-and-refiner ensemble (`denoising_start`, `denoising_end`, aesthetic scores) are not supported.
 
         Returns:
             `StableDiffusionXLPipelineOutput`, or the tuple (images,) with `return_dict=False`.
 
         Raises:
-            ValueError: for steps or timesteps that the student was not trained for, a strength that is out of range or
-                leaves no step, an argument that this kind of call does not take, or a scheduler that cannot visit the
-                timesteps.
+            ValueError: the student was not trained for the steps or timesteps, the strength is out of range or leaves
+                no step, the task does not take an argument, or the scheduler cannot visit the timesteps.
         """
         return self._sample(locals())

@@ -1,9 +1,9 @@
-"""bfloat16 where its rounding is harmless, float32 where an epsilon student multiplies it.
+"""bfloat16 for UNets of epsilon students, with float32 for the layers whose rounding errors the sampler amplifies.
 
-At the last timestep an epsilon student computes x0 = (n - sigma eps) / alpha = 14.65 n - 14.61 eps (for Stable
-Diffusion's noise schedule), so the rounding of eps to bfloat16's 8 bits of precision is multiplied by 14.6 too. There,
-eps consists mostly of the noise itself, on its way from the UNet's first layers through the outermost skip connections
-to its last layers. `keep_output_in_float32` keeps these in float32.
+At the last timestep, an epsilon student computes x0 = (n - sigma eps) / alpha = 14.65 n - 14.61 eps (for Stable
+Diffusion's noise schedule), so the rounding error of eps in bfloat16, which has 8 bits of precision, is multiplied by
+14.6. At this timestep, eps mostly consists of the input noise, which passes from the UNet's first layers through the
+outermost skip connections to its last layers. `keep_output_in_float32` keeps these layers in float32.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -38,7 +38,7 @@ def keep_output_in_float32(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     gradient checkpointing, adapters, offloading, `torch.compile` and `copy.deepcopy`.
 
     Args:
-        unet: takes samples `(B, C, H, W)`; only useful where it predicts epsilon.
+        unet: UNet that takes samples `(B, C, H, W)`; this is only useful if it predicts epsilon.
 
     Returns:
         `unet` itself.
@@ -68,7 +68,7 @@ def _precise_names(unet: UNet2DConditionModel) -> list[str]:
 
 
 def _stages(unet: UNet2DConditionModel) -> list[tuple[str, nn.Module]]:
-    """What a forward pass calls one after the other, with names: the UNet's children, and each block of its lists."""
+    """The modules that a forward pass calls in sequence, with names: children of the UNet, and blocks of its lists."""
     found = []
     for name, child in unet.named_children():
         blocks = child.named_children() if isinstance(child, nn.ModuleList) else [("", child)]
@@ -77,17 +77,17 @@ def _stages(unet: UNet2DConditionModel) -> list[tuple[str, nn.Module]]:
 
 
 def _set_dtypes(unet: UNet2DConditionModel, precise: list[str], dtype: torch.dtype) -> None:
-    """Cast `precise` to float32 and all else to `dtype`."""
+    """Cast the modules `precise` to float32 and all others to `dtype`."""
     for name, module in _stages(unet):
         module.to(torch.float32 if name in precise else dtype)
     if unet._keep_in_fp32_modules != precise:
-        # By this name diffusers leaves them out when it is asked for the model's dtype.
+        # diffusers ignores the modules in this attribute when it determines the model's dtype.
         vars(unet)["_keep_in_fp32_modules"] = precise
         unet.register_state_dict_post_hook(_round_precise)
 
 
 def _round_precise(unet: UNet2DConditionModel, weights: dict[str, Any], prefix: str, _: Any) -> None:
-    """Show one dtype in the state dict, that of a UNet which was simply loaded in it."""
+    """Cast all weights in a state dict to `unet.dtype`, as in a UNet that was loaded in this dtype."""
     for name in vars(unet)["_keep_in_fp32_modules"]:
         for key in [key for key in weights if key.startswith(f"{prefix}{name}.")]:
             weights[key] = weights[key].to(unet.dtype)
@@ -110,7 +110,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _cast_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Before a stage: cast its inputs to the dtype of its weights, unless autocast does so.
+    """Forward pre-hook that casts the inputs of a stage to the dtype of its weights, unless autocast does so.
 
     Autocast does not cast the inputs of normalization layers on a CPU, so those of bfloat16 weights are always cast.
     """
@@ -122,7 +122,7 @@ def _cast_inputs(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tupl
 
 
 def _suspend_autocast(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Before a stage that is kept in float32: switch bfloat16 autocast off."""
+    """Forward pre-hook that disables bfloat16 autocast for a stage in float32."""
     device = _device_type(args, kwargs)
     if _is_autocast(device) and torch.get_autocast_dtype(device) == torch.bfloat16 and _dtype(module) == torch.float32:
         torch.set_autocast_enabled(device, False)
@@ -130,7 +130,7 @@ def _suspend_autocast(module: nn.Module, args: tuple, kwargs: dict[str, Any]) ->
 
 
 def _resume_autocast(module: nn.Module, _: tuple, __: Any) -> None:
-    """After it, or when it has failed: switch autocast on again."""
+    """Forward hook that enables autocast again after a stage in float32, also if it has failed."""
     device = vars(module).pop("_suspended_autocast", None)
     if device is not None:
         torch.set_autocast_enabled(device, True)
@@ -141,7 +141,7 @@ def _is_autocast(device_type: str) -> bool:
 
 
 def _device_type(*values: Any) -> str:
-    """Of the first tensor among the inputs: offloaded weights may be on another device than they are used on."""
+    """Device type of the first tensor in the inputs, because offloaded weights may be on another device."""
     for value in values:
         if torch.is_tensor(value):
             return value.device.type
@@ -153,7 +153,7 @@ def _device_type(*values: Any) -> str:
 
 
 class Float32LatentsMixin(StockPipeline):
-    """Gives a stock pipeline's call float32 latents, where its UNet is in bfloat16 and predicts epsilon.
+    """Makes a stock pipeline use float32 latents if its UNet is in bfloat16 and predicts epsilon.
 
     The scheduler then computes in float32, and the noise of a seed is that of a float32 pipeline.
     """
@@ -174,7 +174,7 @@ class Float32LatentsMixin(StockPipeline):
                 part.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
 
     def register_modules(self, **modules) -> None:
-        """Take the components, as in `DiffusionPipeline`."""
+        """Register the components, as in `DiffusionPipeline`."""
         super().register_modules(**modules)
         self._keep_precision()
 
@@ -185,9 +185,9 @@ class Float32LatentsMixin(StockPipeline):
         return self
 
     def prepare_latents(self, *args, **kwargs) -> Any:
-        """Prepare latents as the stock class does, in float32 if they are needed so.
+        """Prepare latents as in the stock class, in float32 if necessary.
 
-        Noise is drawn in float32, except where an input image is encoded in the same call, in the autoencoder's dtype.
+        Noise is drawn in float32, unless an input image is encoded in the same call, in the autoencoder's dtype.
         """
         if not self._needs_float32():
             return super().prepare_latents(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Saving a pipeline in the published layout: a stock `model_index.json` with the pipeline's own source beside it."""
+"""Saving of pipelines in the published layout: a stock `model_index.json` and the pipeline's source, `pipeline.py`."""
 
 # pyright: reportPrivateImportUsage=false
 
@@ -12,17 +12,17 @@ from diffusers import DiffusionPipeline
 
 from .stock import StockPipeline
 
-# Where diffusers and transformers record in configs that a model was loaded from: a local path, which should not be
-# published and would make the files of a model that was loaded and saved again differ from the original ones.
+# Config keys in which diffusers and transformers record where a model was loaded from. Local paths should not be
+# published, and they would make the files of a model that was loaded and saved again differ from the original ones.
 _LOADING_TRACES = ("_name_or_path", "is_local", "local_files_only")
 _NEIGHBOR_IMPORT = re.compile(rb"^from \.(\w+) import (?:\([^)]*\)|.*)\n", flags=re.MULTILINE)
 
 
 def whole_source(file: str) -> bytes:
-    """Return the source of the module `file`, with the modules next to it in place of the lines that import them.
+    """Return the source of the module `file`, with imports of neighboring modules replaced by their source.
 
-    Each module is inserted once, where it is imported first. A published `pipeline.py` has no such line left, so its
-    source is returned as it is.
+    Each module is inserted once, at its first import. A published `pipeline.py` has no such imports, so its source is
+    returned unchanged.
     """
     inserted = set()
 
@@ -40,18 +40,18 @@ def whole_source(file: str) -> bytes:
 
 
 class SavingMixin(StockPipeline):
-    """Saves a pipeline so that stock diffusers loads it, and with its source so that remote code does.
+    """Saves a pipeline for stock diffusers, together with its source for loading it as remote code.
 
     Attributes:
-        _stock_class: the class that `model_index.json` names.
-        _source: the text of `pipeline.py`.
+        _stock_class: class in `model_index.json`.
+        _source: content of `pipeline.py`.
     """
 
     _stock_class: ClassVar[type[DiffusionPipeline]]
     _source: ClassVar[bytes]
 
     def to_json_string(self) -> str:
-        """Return `model_index.json`: it names the stock class, and not where the pipeline was loaded from."""
+        """Return the content of `model_index.json` with the stock class and without the path of the pipeline."""
         index = json.loads(super().to_json_string()) | {"_class_name": self._stock_class.__name__}
         index.pop("_name_or_path", None)
         return json.dumps(index, indent=2, sort_keys=True) + "\n"

@@ -18,25 +18,25 @@ def student_scheduler(
     student_timesteps: Sequence[int] = DEFAULT_STUDENT_TIMESTEPS,
     rescale_betas_zero_snr: bool | None = None,
 ) -> DDPMScheduler:
-    """Build the stock scheduler with which a student samples exactly as it was trained.
+    """Make the stock scheduler with which sampling is consistent with the student's training.
 
     It samples ancestrally (Ho et al. 2020, eq. 7; Euler-ancestral with eta = 1 has the same distribution) with the
-    teacher's betas and trailing spacing, from unit Gaussian noise at T - 1. There, epsilon students give
-    x0 = (x - sigma eps) / alpha with the schedule's own finite alpha, while v-prediction and sample students have
-    the schedule rescaled to zero terminal SNR (Lin et al. 2305.08891), so that x0 = -v or x0 itself, exactly.
+    teacher's betas and trailing spacing, from unit Gaussian noise at T - 1. At T - 1, epsilon students compute
+    x0 = (x - sigma eps) / alpha with the schedule's own finite alpha, whereas for v-prediction and sample students
+    the schedule is rescaled to zero terminal SNR (Lin et al. 2305.08891), so that x0 is exactly -v or the output.
 
     Args:
         teacher_config: config of a scheduler of any stock class with the teacher's noise schedule.
-        prediction_type: of the student: "epsilon", "v_prediction" or "sample".
-        student_timesteps: the training indices at which the student is trained, including T - 1.
-        rescale_betas_zero_snr: by default, True unless `prediction_type` is "epsilon".
+        prediction_type: prediction type of the student: "epsilon", "v_prediction" or "sample".
+        student_timesteps: training indices at which the student is trained, including T - 1.
+        rescale_betas_zero_snr: whether to rescale the betas; by default, unless `prediction_type` is "epsilon".
 
     Returns:
-        A stock scheduler whose config also carries `student_timesteps`, under a private name that stock loaders ignore.
+        A stock scheduler. Its config also contains `student_timesteps`, under a private name that stock loaders ignore.
 
     Raises:
-        ValueError: for another kind of noise schedule or prediction type, for epsilon with a rescaled schedule, or for
-            timesteps that are repeated, out of range or without T - 1.
+        ValueError: the noise schedule or prediction type is not supported, epsilon is combined with a rescaled
+            schedule, or the timesteps are repeated, out of range or do not include T - 1.
     """
     missing = [key for key in _NOISE_SCHEDULE if key not in teacher_config]
     if missing:
@@ -50,7 +50,7 @@ def student_scheduler(
     if rescale_betas_zero_snr and prediction_type == "epsilon":
         raise ValueError(
             "rescale_betas_zero_snr=True cannot be combined with prediction_type='epsilon': x0 = (x - sigma eps) / "
-            "alpha divides by zero at the last timestep. Use False: sampling starts from pure noise in any case."
+            "alpha divides by zero at the last timestep. Use False; sampling starts from pure noise in any case."
         )
     last = teacher_config["num_train_timesteps"] - 1
     timesteps = sorted({int(t) for t in student_timesteps})

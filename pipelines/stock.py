@@ -1,4 +1,4 @@
-"""What the mixins are mixed into, for type checkers only: at run time they have no base class of their own."""
+"""Base class of the pipeline mixins for type checkers. At run time it is `object`."""
 
 # pyright: reportPrivateImportUsage=false
 
@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 if TYPE_CHECKING:
 
     class StockPipeline(DiffusionPipeline):
-        """What the stock pipelines of all families have."""
+        """Attributes that the stock pipelines of all families have."""
 
         unet: Any
         vae: Any

@@ -1,4 +1,4 @@
-"""The timesteps that a student knows, and which of them a call visits."""
+"""Selection of the student's timesteps that a call visits."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ DEFAULT_STUDENT_TIMESTEPS = (249, 499, 749, 999)
 
 
 def spread_timesteps(student_timesteps: Sequence[int], num_inference_steps: int) -> list[int]:
-    """Choose `num_inference_steps` of the student's timesteps: the largest first, then evenly by rank, descending.
+    """Choose `num_inference_steps` of the student's timesteps, evenly by rank, in descending order from the largest.
 
     This is "trailing" spacing over the student's set instead of 0..T-1. For the default set of four, 1, 2 and 4
     steps are those of a stock scheduler with trailing spacing: [999], [999, 499] and [999, 749, 499, 249]. Three steps
@@ -18,7 +18,7 @@ def spread_timesteps(student_timesteps: Sequence[int], num_inference_steps: int)
         num_inference_steps: from 1 to the number of `student_timesteps`.
 
     Raises:
-        ValueError: if `num_inference_steps` is out of that range.
+        ValueError: `num_inference_steps` is out of range.
     """
     ascending, n = sorted(student_timesteps), num_inference_steps
     if not 1 <= n <= len(ascending):
@@ -31,7 +31,7 @@ def spread_timesteps(student_timesteps: Sequence[int], num_inference_steps: int)
 
 
 def fewest_steps(strength: float, most: int) -> int:
-    """Return the smallest number of steps, up to `most`, of which `strength` leaves at least one; else `most`."""
+    """Return the smallest number of steps up to `most` of which `strength` leaves at least one, else `most`."""
     return next((n for n in range(1, most) if int(strength * n) >= 1), most)
 
 

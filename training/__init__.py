@@ -1,1 +1,1 @@
-"""The training loop and its services: data, checkpoints, flags, validation, publishing."""
+"""Everything that the training scripts need around the method: data, checkpoints, flags, validation, publishing."""

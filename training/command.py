@@ -1,4 +1,4 @@
-"""The frame of every command: parse, run, and turn an error that a person can fix into one line and an exit status."""
+"""Entry point shared by all commands: parse the command line, run, and print user errors as one line."""
 
 import argparse
 import signal
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from training.errors import UserError
 
-INSTALLED = "add-"  # how the name of every installed command begins: those of pyproject.toml
-DEBUG_HELP = "Show the traceback of an error that would otherwise be one line."
+INSTALLED = "add-"  # prefix of the installed commands in pyproject.toml
+DEBUG_HELP = "Show the full traceback of an error instead of a one-line message."
 
 
 def command_name(module: str) -> str:
-    """The name by which this process was called, for its messages and for the command line that it records.
+    """Return the name by which this process was called, for messages and for the command line that it records.
 
     Args:
-        module: of the command, such as `training.publish`.
+        module: module of the command, such as `training.publish`.
 
     Returns:
         The name of the installed script, such as `add-publish`, or else `python -m` with the module's name.
@@ -30,17 +30,17 @@ def run_command(
 ) -> None:
     """Parse `argv` and call `run` with the result.
 
-    A `UserError` ends the process with its message alone and its `status`; Ctrl-C ends it with status 130. Any other
-    exception is a bug of the command and keeps its traceback.
+    For a `UserError`, the message is printed and the process exits with the error's `status`; for Ctrl-C it exits with
+    status 130. Any other exception is a bug and keeps its traceback.
 
     Args:
-        parser: of the command; gets `--debug`, which re-raises errors in place of printing them.
-        argv: the words after the command's name; None takes those of the process.
-        run: the command itself.
+        parser: parser of the command; `--debug`, which re-raises errors instead of printing them, is added to it.
+        argv: arguments of the command; None takes those of the process.
+        run: function that runs the command with the parsed arguments.
 
     Raises:
-        SystemExit: a `UserError` or an interruption.
-        UserError: with `--debug`.
+        SystemExit: `run` raised a `UserError` or was interrupted.
+        UserError: `run` raised it, with `--debug`.
     """
     parser.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     args = parser.parse_args(argv)

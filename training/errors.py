@@ -1,14 +1,14 @@
-"""The errors that a person can fix. Every command catches `UserError` in one place and prints one line."""
+"""Base classes of errors that the user can fix. `training.command.run_command` prints them as one line."""
 
 
 class UserError(Exception):
-    """Something that the person who runs a command can fix: the message says what was given and how to fix it.
+    """An error that the user of a command can fix. The message says what is wrong and how to fix it.
 
     `training.command.run_command` prints the message and exits with `status`; no traceback is shown without `--debug`.
 
     Attributes:
-        status: exit status of the process, 1 unless a subclass says otherwise.
-        label: what stands before the message.
+        status: exit status of the process, 1 by default.
+        label: prefix of the printed message.
     """
 
     status = 1
@@ -16,6 +16,6 @@ class UserError(Exception):
 
 
 class OptionError(UserError, ValueError):
-    """An option, or a combination of options, that cannot work: names the flag, the value it got and the fix."""
+    """An invalid option or combination of options. The message names the flag, its value and the fix."""
 
     status = 2

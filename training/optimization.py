@@ -1,4 +1,4 @@
-"""One network's side of the two-player game: optimizer, learning rate, clip, and the guard against non-finite steps."""
+"""Optimizers, learning rate schedules, and updates that clip gradients and skip non-finite steps."""
 
 from collections.abc import Iterable
 
@@ -16,13 +16,13 @@ from training.options.optimization import OptimizationOptions
 from training.options.options import Options
 
 CHECK_SCALE_EVERY = 10  # updates of one network; each check waits for the device
-SMALLEST_SCALE = 1.0  # below it fp16's gradients are smaller than without a scaler
-# torch's scaler starts at 2**16, so a search that succeeds takes at most 16 overflows.
+SMALLEST_SCALE = 1.0  # with a smaller scale, fp16 gradients would be smaller than without a scaler
+# torch's scaler starts at 2**16, so a search that reaches a scale of 1 takes at most 16 overflows.
 MAX_OVERFLOWS_IN_A_ROW = 20
 
 
 def student_optimizer(parameters: Iterable[nn.Parameter], options: Options, scale: float) -> Optimizer:
-    """AdamW with the student's flags, or bitsandbytes' 8-bit one. `scale` multiplies the learning rate."""
+    """The student's AdamW optimizer, 8-bit with `--use_8bit_adam`. `scale` multiplies the learning rate."""
     own = options.optimization
     settings = {
         "lr": learning_rate(options) * scale,
@@ -38,7 +38,7 @@ def student_optimizer(parameters: Iterable[nn.Parameter], options: Options, scal
 
 
 def discriminator_optimizer(parameters: Iterable[nn.Parameter], options: Options, scale: float) -> Optimizer:
-    """Adam without weight decay (StyleGAN-T), which is what AdamW with decay 0 computes."""
+    """The heads' Adam optimizer (StyleGAN-T), as AdamW without weight decay. `scale` multiplies the learning rate."""
     own = options.discriminator
     return torch.optim.AdamW(
         parameters,
@@ -51,7 +51,10 @@ def discriminator_optimizer(parameters: Iterable[nn.Parameter], options: Options
 
 
 def learning_rate_schedule(optimizer: Optimizer, own: OptimizationOptions, total_steps: int) -> LRScheduler:
-    """One of diffusers' schedules, counted in iterations. Never `prepare`d: accelerate would step it once a process."""
+    """The learning rate schedule from diffusers, counted in iterations.
+
+    It must not be passed to `Accelerator.prepare`, because accelerate would step it once per process.
+    """
     return get_scheduler(
         own.lr_scheduler,
         optimizer=optimizer,
@@ -63,22 +66,22 @@ def learning_rate_schedule(optimizer: Optimizer, own: OptimizationOptions, total
 
 
 class GradientScaleError(UserError, RuntimeError):
-    """fp16's gradients overflow at every scale that is worth using."""
+    """fp16 gradients are not finite at any usable gradient scale."""
 
 
 class Updater:
-    """Turns the gradients of one network into one update, or into none where they are not finite.
+    """Updates one network from its gradients, and skips the update if they are not finite.
 
-    The decision stays on the device: a fused optimizer reads `found_inf` there, so a healthy run never waits for it.
+    The decision is made on the device: a fused optimizer reads it from `found_inf`, so the host does not have to wait.
 
-    In fp16 one `GradScaler` serves both networks, strictly in sequence: backward, unscale, step and the scale's own
-    update of one network come before the backward of the other, so every overflow lowers the scale that the next
-    backward uses. A step is taken only where the norm of the UNSCALED gradients is finite. The scaler's own check is
-    not enough: it looks at the gradients before it divides them by the scale, which at a scale of 0 gives NaN.
+    In fp16 one `GradScaler` is used for both networks in turn: backward, unscale, step and the update of the scale for
+    one network come before the backward pass of the other, so an overflow lowers the scale of the next backward pass. A
+    step is only taken if the norm of the UNSCALED gradients is finite. The scaler's own check is not enough, because it
+    checks the gradients before dividing them by the scale, which gives NaN at a scale of 0.
 
     Attributes:
-        figures: of the last update, device scalars for the trackers: `clipped`, 1.0 where the norm exceeded
-            `max_grad_norm`, so that its mean is a share of the iterations; in fp16 also `overflowed`, 1.0 where the
+        figures: device scalars of the last update for the trackers: `clipped` is 1.0 if the norm exceeded
+            `max_grad_norm`, so that its mean is a fraction of the iterations; in fp16 also `overflowed`, 1.0 if the
             scaler skipped the step, and `scale`.
     """
 
@@ -92,22 +95,22 @@ class Updater:
         self.longest_overflow: Tensor | float = 0.0
 
     def update(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Clip, step, move the learning rate, and clear the gradients.
+        """Clip the gradients, step the optimizer and the learning rate schedule, and clear the gradients.
 
         Args:
-            loss: scalar, this process's; a non-finite value at any process skips the step at all of them, even where
-                the gradients came out finite.
+            loss: scalar loss of this process. If it is not finite in any process, all processes skip the step, even if
+                the gradients are finite.
 
         Returns:
-            Norm of the gradients before clipping, and 1.0 where the step was skipped through a fault of the run, else
-            0.0. Device scalars. In fp16 infinite gradients are expected while the scaler searches for a scale: they
-            skip the step and are counted in `figures`, and only a non-finite loss is a fault.
+            Two device scalars: the norm of the gradients before clipping, and 1.0 if the step was skipped because of an
+            error, else 0.0. In fp16, infinite gradients are expected while the scaler searches for a scale: they skip
+            the step and are counted in `figures`, and only a non-finite loss counts as an error.
 
         Raises:
-            GradientScaleError: fp16 finds no scale. Checked every `CHECK_SCALE_EVERY` updates.
+            GradientScaleError: fp16 finds no usable scale; checked every `CHECK_SCALE_EVERY` updates.
         """
-        # 0 for a finite loss and NaN for any other: added to one gradient it reaches the norm, fp16's scaler, and,
-        # being reduced first, every process.
+        # 0 for a finite loss, else NaN. It is reduced over all processes and added to one gradient, so that a NaN
+        # reaches the norm and the fp16 scaler in every process.
         poison = self.accelerator.reduce(loss.detach(), "mean") * 0
         with_gradient = next(p for p in self.parameters if p.grad is not None)
         with_gradient.grad.view(-1)[:1].add_(poison.to(with_gradient.grad.dtype))
@@ -126,12 +129,12 @@ class Updater:
         return norm, skipped
 
     def _guarded_step(self, skipped: Tensor) -> None:
-        # accelerate's own step would hand the decision to the scaler.
+        # `AcceleratedOptimizer.step` would leave the decision to the scaler.
         optimizer = self.optimizer.optimizer
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             optimizer.grad_scale, optimizer.found_inf = None, skipped
             optimizer.step()
-        elif not skipped.item():  # 8-bit Adam has no such input: this is the one place that waits for the device
+        elif not skipped.item():  # 8-bit Adam has no `found_inf`, so the host has to wait for the device here
             optimizer.step()
 
     def _update_scale(self, scaler: torch.amp.GradScaler, overflowed: Tensor) -> None:
@@ -146,12 +149,12 @@ class Updater:
             self._check_scale(scaler.get_scale(), int(self.longest_overflow))
 
     def _check_scale(self, scale: float, overflows: int) -> None:
-        """Raises: GradientScaleError: the scale is below `SMALLEST_SCALE`, or too many overflows came in a row."""
+        """Raise a GradientScaleError if the scale is below `SMALLEST_SCALE` or too many updates in a row overflowed."""
         self.longest_overflow = 0.0
         if scale < SMALLEST_SCALE or overflows > MAX_OVERFLOWS_IN_A_ROW:
             raise GradientScaleError(
                 f"--mixed_precision fp16: the gradients were NaN or infinite in up to {overflows} updates in a row, "
-                f"and the gradient scale is down to {scale:g}; no weight was changed by them. Use --mixed_precision "
-                "bf16 or no, or lower --learning_rate and --discriminator_learning_rate, and resume from the last "
-                "checkpoint"
+                f"and the gradient scale has fallen to {scale:g}; these updates did not change any weights. Use "
+                "--mixed_precision bf16 or no, or lower --learning_rate and --discriminator_learning_rate, and resume "
+                "from the last checkpoint"
             )

@@ -1,1 +1,1 @@
-"""The paper's ablations (Table 1): each row trained by the training script, for several seeds."""
+"""The paper's ablations (Table 1): the training script is run for each row with several seeds."""

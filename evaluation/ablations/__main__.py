@@ -1,11 +1,11 @@
-"""Run the paper's ablations and print them beside its Table 1.
+"""Run the paper's ablations and print the results beside Table 1 of the paper.
 
     python -m evaluation.ablations --table d --tiny_dir build/tiny --output_dir build/ablations
     python -m evaluation.ablations --table b c --base stabilityai/stable-diffusion-2-1-base --recipe my_recipe.txt \\
       --prompts captions_val2017.json --reference val2017 --output_dir ablations
 
-Every row is a run of the training script, for several seeds. A command that was killed continues where it was: finished
-rows are kept, a half-trained one resumes from its checkpoint. `--dry_run` prints the commands and runs nothing.
+The training script is run for each row and seed. A killed command can be repeated: finished rows are kept, and an
+unfinished one is resumed from its checkpoint. `--dry_run` prints the commands without running them.
 """
 
 import argparse
@@ -31,65 +31,69 @@ MODULE = "evaluation.ablations"
 
 
 class FailedRunsError(EvaluationError):
-    """Some rows could not be trained or measured; the others were, and the page is written."""
+    """Some rows could not be trained or measured. The page with all other rows is written."""
 
     status = 1
 
 
-# One option a line where it fits: this is a table, and the formatter would make it three screens longer.
+# The formatter would wrap each option over several lines.
 # fmt: off
 def make_ablations_parser() -> OneLineParser:
-    """The command line."""
+    """Make the parser of `python -m evaluation.ablations`."""
     parser = make_parser(MODULE, __doc__)
     add = parser.add_argument
     add("--table", nargs="+", choices=[*TABLES, "all"], required=True, help="Parts of Table 1 to run.")
     add("--output_dir", type=Path, required=True, help="Folder for the runs, ablations.md and ablations.json.")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Seeds; each is a training of its own; default: 0 1 2.")
-    add("--max_train_steps", type=int, default=300, help="Iterations of every training; default: 300.")
-    add("--recipe", type=Path, default=DEFAULT_RECIPE, help="Text file of the training flags that all rows share; "
-        "with --base also those of the data set; default: the demo's.")
-    add("--launcher", default="python", help="Command that starts the training script, such as \"accelerate launch\"; "
-        "default: python.")
-    add("--notes", type=Path, default=None, help="Markdown file that the page shows under the findings.")
-    add("--dry_run", action="store_true", help="Print the command of every row and run nothing.")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Seeds of the runs of each row (default: 0 1 2).")
+    add("--max_train_steps", type=int, default=300, help="Number of iterations of each training run (default: 300).")
+    add("--recipe", type=Path, default=DEFAULT_RECIPE, help="Text file with the training flags that all rows share. "
+        "With --base, they include the flags of the data set. Defaults to the demo's recipe.")
+    add("--launcher", default="python", help="Command that starts the training script, such as \"accelerate launch\" "
+        "(default: python).")
+    add("--notes", type=Path, default=None, help="Markdown file to include in the page below the findings.")
+    add("--dry_run", action="store_true", help="Print the commands of all rows without running them.")
     tiny = parser.add_argument_group("tiny world").add_argument
-    tiny("--tiny_dir", type=Path, default=None, help="The folder that `python -m examples.tiny.build` built.")
-    tiny("--tiny_sdxl_dir", type=Path, default=None, help="The same with --layout sdxl, for table e.")
-    tiny("--num_samples", type=int, default=500, help="Images of each measurement; default: 500.")
+    tiny("--tiny_dir", type=Path, default=None, help="Output folder of `python -m examples.tiny.build`.")
+    tiny("--tiny_sdxl_dir", type=Path, default=None, help="Output folder of the same with --layout sdxl, for table e.")
+    tiny("--num_samples", type=int, default=500, help="Number of images per measurement (default: 500).")
     real = parser.add_argument_group("real models").add_argument
-    real("--base", default=None, help="Hub id or folder of student and teacher, in place of the tiny world.")
+    real("--base", default=None, help="Hub id or folder of student and teacher, to be used instead of the tiny world.")
     real("--base_xl", default=None, help="Hub id or folder of SDXL, for table e.")
-    real("--prompts", type=Path, default=None, help="File of captions, e.g. captions_val2017.json.")
-    real("--num_prompts", type=int, default=5000, help="Number of captions; default: 5000, as in the paper.")
+    real("--prompts", type=Path, default=None, help="File with captions, e.g. captions_val2017.json.")
+    real("--num_prompts", type=int, default=5000, help="Number of captions (default: 5000, as in the paper).")
     real("--reference", type=Path, default=None, help="Folder of real images, e.g. val2017.")
-    real("--evaluator", default=None, help="The tiny world's evaluator, in place of Inception and CLIP.")
+    real("--evaluator", default=None, help="Folder of the tiny world's evaluator, instead of Inception and CLIP.")
     return parser
 # fmt: on
 
 
 def open_world(args: argparse.Namespace) -> World:
-    """Raises: EvaluationError: a world that cannot be used."""
+    """Open the tiny world or the real models.
+
+    Raises:
+        EvaluationError: the world cannot be used.
+    """
     if args.base is not None:
         return RealWorld(args.base, args.base_xl, args.prompts, args.reference, args.num_prompts, args.evaluator)
     return TinyWorld(args.tiny_dir, args.tiny_sdxl_dir, args.output_dir / "stand_ins", args.num_samples)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises: EvaluationError: neither or both worlds, or an option that cannot work."""
+    """Raise an EvaluationError if neither or both worlds are given, or an option is invalid."""
     if (args.base is None) == (args.tiny_dir is None):
-        raise EvaluationError("give --tiny_dir FOLDER (the tiny world) or --base MODEL (a real one), one of the two.")
+        raise EvaluationError("give either --tiny_dir FOLDER (the tiny world) or --base MODEL (a real model).")
     if args.max_train_steps < 1:
         raise EvaluationError(f"--max_train_steps {args.max_train_steps}: give 1 or more.")
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
-        raise EvaluationError(f"--seeds {args.seeds}: give different whole numbers from 0 on; each is a training.")
+        raise EvaluationError(f"--seeds {args.seeds}: give different whole numbers that are not negative.")
     if args.base is not None and args.recipe == DEFAULT_RECIPE:
-        raise EvaluationError(f"--recipe {args.recipe}: is for digits of 32 pixels; with --base write one of your own.")
+        raise EvaluationError(f"--recipe {args.recipe}: it is for digits of 32 pixels; give another one for --base.")
     if args.notes and not args.notes.is_file():
-        raise EvaluationError(f"--notes {args.notes}: no such file.")
+        raise EvaluationError(f"--notes {args.notes}: there is no such file.")
 
 
 def describe_jobs(letters: list[str], world: World, preparations: list[list[str]], jobs: list[Job]) -> str:
-    """The commands of a dry run as a shell script: each under a comment that names its table, row and seed."""
+    """Write the commands of a dry run as a shell script, with a comment on table, row and seed above each command."""
     lines = []
     for command in preparations:
         lines += ["# Networks that some rows need", shlex.join(command)]
@@ -107,11 +111,11 @@ def describe_jobs(letters: list[str], world: World, preparations: list[list[str]
 
 
 def run_ablations(args: argparse.Namespace, words: Sequence[str]) -> None:
-    """Run what is missing and write the page.
+    """Run the missing rows and write the page.
 
     Raises:
-        FailedRunsError: a run failed; all others were run, and the page is written.
-        EvaluationError: an option that cannot work.
+        FailedRunsError: a run failed. All others were run, and the page is written.
+        EvaluationError: an option is invalid.
     """
     check_arguments(args)
     letters = list(TABLES) if "all" in args.table else sorted(set(args.table))
@@ -140,22 +144,22 @@ def run_ablations(args: argparse.Namespace, words: Sequence[str]) -> None:
     print(page)
     if failed:
         raise FailedRunsError(
-            f"{len(failed)} of {len(jobs)} runs failed ({'; '.join(failed)}); {out / 'ablations.md'} says why. The "
-            "same command tries them again."
+            f"{len(failed)} of {len(jobs)} runs failed ({'; '.join(failed)}); see {out / 'ablations.md'} for the "
+            "reasons. Repeat the command to run them again."
         )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command.
+    """Run the command line `argv`, by default that of the process.
 
     Raises:
-        SystemExit: it failed, with the exit status.
+        SystemExit: the command failed; it has the exit status.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     run_command(make_ablations_parser(), words, lambda args: run_ablations(args, words))
 
 
 if __name__ == "__main__":
-    # A terminated command ends its training too: on the exit that this raises, the launch kills what it started.
+    # SIGTERM raises SystemExit, so that the running training is also killed; see `_run_group`.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     main()

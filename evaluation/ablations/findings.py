@@ -1,7 +1,7 @@
-"""What the paper concludes from Table 1, as rules on figures: each holds, does not hold, or is not decided.
+"""The paper's conclusions from Table 1 as rules on figures. Each holds, does not hold, or is not decided.
 
-All rules compare means over seeds by twice the standard error of their difference (Welch): nearer than that, or with
-one seed, nothing is decided.
+The rules compare means over seeds with twice the standard error of their difference (Welch). A smaller difference, or
+one seed, decides nothing.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,19 +13,19 @@ from evaluation.ablations.tables import DEFAULT
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not decided"
 MARGIN = 2.0  # standard errors of a difference
-COLLAPSE = 3.0  # times the default's distance; the paper's collapsed rows have 14 and 15 times
+COLLAPSE = 3.0  # multiple of the default's distance; the paper's collapsed rows have 14 and 15 times its distance
 LOWER_IS_BETTER = {"distance": True, "agreement": False}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One figure over the seeds."""
+    """The values of one figure for several seeds."""
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return mean(self.values)
 
     @property
@@ -34,11 +34,11 @@ class Sample:
         return stdev(self.values) if len(self.values) > 1 else None
 
 
-Figure = Callable[[str, str, int], Sample | None]  # (run, key, sampling steps) to what was measured of it
+Figure = Callable[[str, str, int], Sample | None]  # maps (run, key, sampling steps) to the measured values
 
 
 def lead(a: Sample, b: Sample, key: str) -> tuple[float, float]:
-    """By how much the mean of `a` is better than that of `b`, and the margin within which that says nothing."""
+    """The difference by which the mean of `a` is better than that of `b`, and the margin that it has to exceed."""
     difference = b.mean - a.mean if LOWER_IS_BETTER[key] else a.mean - b.mean
     if min(len(a.values), len(b.values)) < 2:
         return difference, float("inf")
@@ -47,7 +47,7 @@ def lead(a: Sample, b: Sample, key: str) -> tuple[float, float]:
 
 
 def better(a: Sample, b: Sample, key: str) -> str:
-    """`a` is better than `b`."""
+    """Check that `a` is better than `b`."""
     difference, margin = lead(a, b, key)
     if abs(difference) <= margin:
         return OPEN
@@ -55,7 +55,7 @@ def better(a: Sample, b: Sample, key: str) -> str:
 
 
 def not_worse(a: Sample, b: Sample, key: str) -> str:
-    """`b` is not better than `a`: all but a decided lead of `b`, where seeds can decide at all."""
+    """Check that `b` is not better than `a` by more than the margin; not decided with one seed."""
     difference, margin = lead(a, b, key)
     if margin == float("inf"):
         return OPEN
@@ -63,12 +63,12 @@ def not_worse(a: Sample, b: Sample, key: str) -> str:
 
 
 def collapses(a: Sample, b: Sample, key: str) -> str:
-    """The distance of `a` is `COLLAPSE` times that of `b`, on the mean; no margin is needed for so much."""
+    """Check that the mean distance of `a` is at least `COLLAPSE` times that of `b`, without a margin."""
     return HOLDS if a.mean >= COLLAPSE * b.mean else FAILS
 
 
 def conclude(verdicts: Iterable[str | None]) -> str | None:
-    """Of several comparisons: all must hold, and one that does not refutes. None: nothing was measured."""
+    """Combine the verdicts of several comparisons, all of which must hold. None if nothing was measured."""
     verdicts = [verdict for verdict in verdicts if verdict is not None]
     if not verdicts:
         return None
@@ -77,7 +77,7 @@ def conclude(verdicts: Iterable[str | None]) -> str | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One comparison of two runs: `rule(a, b)` on a figure, at numbers of sampling steps."""
+    """One comparison of two runs: `rule(a, b)` for a figure, at given numbers of sampling steps."""
 
     rule: Callable[[Sample, Sample, str], str]
     a: str
@@ -86,21 +86,21 @@ class Comparison:
     steps: tuple[int, int] = (1, 1)
 
     def verdict(self, figure: Figure) -> str | None:
-        """None where a run is missing."""
+        """Result of the comparison; None if a run is missing."""
         a, b = figure(self.a, self.key, self.steps[0]), figure(self.b, self.key, self.steps[1])
         return None if a is None or b is None else self.rule(a, b, self.key)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence of the paper or of ours, the table it is read from, and the comparisons that it amounts to."""
+    """A conclusion of the paper or of this project, its table, and the comparisons that it consists of."""
 
     table: str
     text: str
     comparisons: tuple[Comparison, ...]
 
     def verdict(self, figure: Figure) -> str | None:
-        """Of all its comparisons that could be made; None for none."""
+        """Combined result of all possible comparisons; None if there are none."""
         return conclude(comparison.verdict(figure) for comparison in self.comparisons)
 
 

@@ -1,4 +1,4 @@
-"""Composes the page: tables beside the paper's values, which of the paper's findings hold, and every row's command."""
+"""The page of the ablations: tables beside the paper's values, the findings that hold, and the commands of all rows."""
 
 import shlex
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ Results = dict[tuple[str, int], dict[str, Sample]]  # (run, sampling steps) to f
 
 
 def collect_results(jobs: Iterable[Job]) -> Results:
-    """Figures of all finished jobs."""
+    """Collect the figures of all finished jobs."""
     values: dict[tuple[str, int], dict[str, list[float]]] = {}
     for job in jobs:
         for steps, figures in (read_figures(job.folder) or {}).items():
@@ -24,7 +24,7 @@ def collect_results(jobs: Iterable[Job]) -> Results:
 
 
 def format_sample(sample: Sample | None, key: str) -> str:
-    """E.g. `2.05 ± 0.12`; agreement as the paper prints CLIP scores, in thousandths."""
+    """Format a sample as e.g. `2.05 ± 0.12`; agreement with three digits, as the paper prints CLIP scores."""
     if sample is None:
         return "-"
     digits = 3 if key == "agreement" else 2
@@ -41,7 +41,7 @@ def _paper(row: AblationRow) -> tuple[str, str]:
 
 
 def ablation_table(letter: str, world: World, results: Results) -> str:
-    """One part of Table 1 in Markdown. Rows without figures say why."""
+    """One part of Table 1 in Markdown. For rows without figures, the reason is shown."""
     part, keys = TABLES[letter], list(world.headings)
     head = ["row", *world.headings.values(), "seeds", "paper's FID ↓", "paper's CLIP score ↑"]
     lines = [_line(head), "|---|" + "--:|" * (len(head) - 1)]
@@ -56,7 +56,7 @@ def ablation_table(letter: str, world: World, results: Results) -> str:
 
 
 def steps_table(letters: Iterable[str], world: World, results: Results) -> str:
-    """Students that were measured at more than one number of sampling steps."""
+    """The table of students that were measured with several numbers of sampling steps."""
     rows = {row.run: row for letter in letters for row in TABLES[letter].rows if len(row.sampling_steps) > 1}
     lines = [_line(["row", "sampling steps", *world.headings.values()]), "|---|--:|" + "--:|" * len(world.headings)]
     for run, row in rows.items():
@@ -68,7 +68,7 @@ def steps_table(letters: Iterable[str], world: World, results: Results) -> str:
 
 
 def judge_findings(letters: Iterable[str], results: Results) -> list[dict[str, str]]:
-    """Every finding of these tables that something was measured for, with its verdict."""
+    """All findings of these tables for which something was measured, with their verdicts."""
 
     def figure(run: str, key: str, steps: int) -> Sample | None:
         return results.get((run, steps), {}).get(key)
@@ -106,8 +106,8 @@ def ablations_markdown(
     """Compose the page.
 
     Args:
-        failed: messages by run.
-        notes: Markdown that says what is to be made of it.
+        failed: error messages by run.
+        notes: Markdown file with an interpretation of the results.
         facts: `command`, `preparations` (lists of commands) and `environment`.
     """
     findings = [

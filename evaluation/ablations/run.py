@@ -1,11 +1,11 @@
-"""Runs the rows: each row and seed has a folder, is trained by the training script, measured, and kept.
+"""Runs the ablations: trains and measures each row and seed in its own folder.
 
     OUT/runs/loss-sds/seed-0/run.json        the command, written first
-    OUT/runs/loss-sds/seed-0/student/        what it published, its checkpoints and logs
-    OUT/runs/loss-sds/seed-0/train.log       what it printed
+    OUT/runs/loss-sds/seed-0/student/        the published student, checkpoints and logs
+    OUT/runs/loss-sds/seed-0/train.log       output of the training
     OUT/runs/loss-sds/seed-0/metrics.json    figures by number of sampling steps, written last
 
-A run with `metrics.json` has been trained; figures that it lacks are measured. A killed one goes on from its last
+If a run has `metrics.json`, it is trained, and only missing figures are measured. A killed run is resumed from its last
 checkpoint.
 """
 
@@ -26,12 +26,12 @@ from evaluation.ablations.worlds import Figures, Launch, World, missing_for
 from evaluation.errors import EvaluationError
 from evaluation.runs.run import write_json
 
-CHECKPOINTS = 3  # a run; what a kill costs is a third of it
+CHECKPOINTS = 3  # per run, so that a kill costs at most a third of a run
 
 
 @dataclass(frozen=True)
 class Job:
-    """A row's training by one seed: its folder and its exact command."""
+    """The training of a row with one seed: its folder and its exact command."""
 
     row: AblationRow
     seed: int
@@ -40,7 +40,7 @@ class Job:
 
     @property
     def student(self) -> Path:
-        """Where the training script publishes."""
+        """Output folder of the training script."""
         return self.folder / "student"
 
 
@@ -53,7 +53,7 @@ def plan_jobs(
     out: Path,
     launcher: list[str],
 ) -> list[Job]:
-    """The jobs of rows that `world` has the networks for; rows of several tables that are one run come once."""
+    """The jobs of all rows for which `world` has the networks. A run that several tables share is listed once."""
     unique = {row.run: row for row in rows if missing_for(world, row) is None}
     return [_job(row, seed, world, recipe, steps, out, launcher) for row in unique.values() for seed in seeds]
 
@@ -69,13 +69,13 @@ def _job(
         "--checkpoints_total_limit", "1", "--resume_from_checkpoint", "latest", "--seed", str(seed),
         "--output_dir", str(folder / "student"),
     ]  # fmt: skip
-    # A row wins over the recipe, and the recipe over the world.
+    # Flags of a row override the recipe, and the recipe overrides the world.
     flags = merge_flags([*world.flags(), *recipe, *own, *length], row.without)
     return Job(row, seed, folder, (*launcher, row.script, *flags))
 
 
 def read_figures(folder: Path) -> dict[int, Figures] | None:
-    """Figures of a finished run by number of sampling steps; None if it is not finished."""
+    """Read the figures of a finished run, by number of sampling steps; None if it is not finished."""
     path = folder / "metrics.json"
     if not path.exists():
         return None
@@ -83,13 +83,13 @@ def read_figures(folder: Path) -> dict[int, Figures] | None:
 
 
 def begin_job(job: Job, protocol: str) -> None:
-    """Make the job's folder, or refuse one that holds something else.
+    """Make the job's folder, or check that an existing one belongs to the same job.
 
     Args:
-        protocol: how it will be measured.
+        protocol: description of the measurement.
 
     Raises:
-        EvaluationError: it was begun by another command, or measured otherwise; the message shows the difference.
+        EvaluationError: the folder belongs to another command or measurement; the message shows the difference.
     """
     path, now = job.folder / "run.json", {"command": shlex.join(job.command), "measured": protocol}
     if not path.exists():
@@ -101,18 +101,18 @@ def begin_job(job: Job, protocol: str) -> None:
         old, new = (shlex.split(f"{run['command']} measured: {run['measured']}") for run in (there, now))
         only_old, only_new = (shlex.join(w for w in a if w not in b) or "-" for a, b in ((old, new), (new, old)))
         raise EvaluationError(
-            f"--output_dir: {job.folder} was begun by another command; delete it or give another folder. "
+            f"--output_dir: {job.folder} belongs to another command; delete it or give another folder. "
             f"There: {only_old}; now: {only_new}"
         )
 
 
 def launch_into(log: Path) -> Launch:
-    """A `Launch` that runs a command as a process and appends what it prints to `log`."""
+    """Make a `Launch` that runs a command as a process and appends its output to `log`."""
 
     def launch(command: list[str]) -> None:
         with log.open("a", encoding="utf-8") as file:
             print("$", shlex.join(command), file=file, flush=True)
-            # The words of a report name no machine's Python; what is run is the one that runs this.
+            # Reports show `python`; the command is run with the interpreter of this process.
             words = [sys.executable, *command[1:]] if command[0] == "python" else command
             status = _run_group(words, file)
         if status:
@@ -123,27 +123,27 @@ def launch_into(log: Path) -> Launch:
 
 
 def _run_group(words: list[str], output: TextIO) -> int:
-    """Run a process to its end. If this one is stopped meanwhile, so is that one, with all that it has started: a
-    training that went on alone would write into the folder of its successor."""
+    """Run a process until it ends, and return its status. If this process is stopped, the other one and its children
+    are killed, because a training that continued would write into the folder of its successor."""
     process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         return process.wait()
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)  # its checkpoints are whole whenever it is killed
+        os.killpg(process.pid, signal.SIGKILL)  # a kill cannot damage its checkpoints
         process.wait()
         raise
 
 
 def run_jobs(jobs: list[Job], world: World, launch_for: Callable[[Path], Launch] = launch_into) -> dict[str, str]:
-    """Train and measure every job that is not done.
+    """Train and measure all jobs that are not finished.
 
-    A job that fails is reported, tried again by the next call, and does not stop the others.
+    A failed job is reported and does not stop the others; the next call runs it again.
 
     Returns:
-        Message by run of those that failed.
+        Error messages of the failed jobs, by run.
 
     Raises:
-        EvaluationError: a folder holds another run; before any job is started.
+        EvaluationError: a folder belongs to another run; raised before any job is started.
     """
     for job in jobs:
         begin_job(job, world.protocol)
@@ -161,7 +161,7 @@ def run_jobs(jobs: list[Job], world: World, launch_for: Callable[[Path], Launch]
                 launch(list(job.command))
             measured = {steps: world.measure_student(job.student, steps, launch) for steps in missing}
             write_json(job.folder / "metrics.json", {**(figures or {}), **measured})
-        except ValueError as error:  # EvaluationError, and what the metrics say of a student that draws NaN
+        except ValueError as error:  # EvaluationError, and errors of the metrics for NaN images
             failed[name] = str(error)
             print(f"failed: {error}", file=sys.stderr, flush=True)
     return failed

@@ -1,11 +1,11 @@
-"""Table 1 of the paper as data: the flags that a row changes, and the figures that the paper measured.
+"""Table 1 of the paper as data: the flags of each row, and the paper's figures.
 
-A flag's value in braces is a network that the world in use names: `{teacher_xl}` is SDXL, or its tiny stand-in.
+A value in braces is the name of a network of the world: `{teacher_xl}` is SDXL, or its tiny equivalent.
 """
 
 from dataclasses import dataclass
 
-# The ablations' default (grey in the paper) is the recipe with these said in full, whatever the recipe chose.
+# The default of the ablations (grey in the paper) is the recipe with these flags.
 COMMON = ("--distillation_weighting", "exponential", "--teacher_steps", "1")
 DEFAULT = "default"
 SAMPLING_STEPS = (1, 2, 4)
@@ -13,16 +13,16 @@ SAMPLING_STEPS = (1, 2, 4)
 
 @dataclass(frozen=True)
 class AblationRow:
-    """One row of Table 1, or of ours.
+    """One row of Table 1, or of the additional table.
 
     Attributes:
-        label: what the table calls it.
-        run: folder of its runs; rows of several tables that are the same training share it.
-        flags: of the training script, after the recipe's, so that they win.
-        fid, clip_score: the paper's, on 5,000 images; None for a row that the paper does not have.
-        script: that trains it.
-        without: flags of the recipe that it does not have.
-        sampling_steps: numbers of steps that its students are measured at; one in the paper.
+        label: label of the row in the table.
+        run: folder of the row's runs; the same training in several tables has one folder.
+        flags: flags of the training script, which override those of the recipe.
+        fid, clip_score: figures of the paper, on 5,000 images; None for a row that is not in the paper.
+        script: training script.
+        without: flags of the recipe to remove.
+        sampling_steps: numbers of sampling steps to measure the students with; only 1 in the paper.
     """
 
     label: str
@@ -37,7 +37,7 @@ class AblationRow:
 
 @dataclass(frozen=True)
 class AblationTable:
-    """One of the six parts of Table 1, or ours: its title and its rows."""
+    """One of the six parts of Table 1, or the additional table: its title and its rows."""
 
     title: str
     rows: tuple[AblationRow, ...]
@@ -52,7 +52,7 @@ def _feature_network(label: str, run: str, name: str, fid: float | None, clip_sc
 
 
 def _teacher(student: str, teacher: str, fid: float, clip_score: float) -> AblationRow:
-    """A row of Table 1e. Two latent spaces meet in pixels only, so the rows that have one stand in pixels too."""
+    """A row of Table 1e. All rows distil in pixels, because two latent spaces can only be compared in pixels."""
     networks = {"sd": "{teacher}", "sdxl": "{teacher_xl}"}
     flags = ("--pretrained_teacher_model", networks[teacher], "--distillation_space", "pixel")
     if student != teacher:

@@ -1,4 +1,4 @@
-"""The tiny world and real models as places to run the ablations: their networks, flags and measurements."""
+"""The tiny world and real models for the ablations: their networks, flags and measurements."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,36 +12,37 @@ from evaluation.tiny.judge import TinyJudge, check_tiny_dir
 from evaluation.tiny.systems import System
 from pipelines import ADDPipeline
 
-Launch = Callable[[list[str]], None]  # runs a command; raises EvaluationError where it fails
+Launch = Callable[[list[str]], None]  # runs a command; raises EvaluationError if it fails
 Figures = dict[str, float]
 
 
 class World(Protocol):
-    """What both worlds offer.
+    """Interface of both worlds.
 
     Attributes:
-        networks: path or Hub id by the name that the tables use.
-        absent: why a network of the tables is not there, by the same names.
-        headings: of the figures in the report, by key: `distance` (lower is better), `agreement` (higher) and others.
+        networks: paths or Hub ids of the networks, by their names in the tables.
+        absent: reasons for missing networks, by their names in the tables.
+        headings: headings of the figures by key: `distance` (lower is better), `agreement` (higher) and others.
+        protocol: description of the measurement.
     """
 
     networks: dict[str, str]
     absent: dict[str, str]
     headings: dict[str, str]
-    protocol: str  # how it measures, in words
+    protocol: str
 
     def flags(self) -> list[str]:
-        """Flags of the training script that name models and data; rows override them."""
+        """Flags of the training script for models and data; those of a row override them."""
 
     def preparations(self, rows: list[AblationRow]) -> list[list[str]]:
-        """Commands to run before these rows can be trained; they leave alone what an earlier run of them has made."""
+        """Commands to run before these rows can be trained; they keep the results of an earlier run."""
 
     def measure_student(self, student: Path, steps: int, launch: Launch) -> Figures:
-        """Draw with a published student in `steps` steps, and measure."""
+        """Generate images with a published student in `steps` steps, and measure them."""
 
 
 def missing_for(world: World, row: AblationRow) -> str | None:
-    """Why a row cannot be run in `world`; None if it can."""
+    """The reason why a row cannot be run in `world`; None if it can be run."""
     for name, reason in world.absent.items():
         if f"{{{name}}}" in row.flags:
             return reason
@@ -50,7 +51,7 @@ def missing_for(world: World, row: AblationRow) -> str | None:
 
 @dataclass
 class TinyWorld:
-    """The tiny world: held-out captions, judged by its evaluator."""
+    """The tiny world, measured with held-out captions and its evaluator."""
 
     tiny_dir: Path
     tiny_sdxl_dir: Path | None
@@ -62,7 +63,11 @@ class TinyWorld:
     }  # fmt: skip
 
     def __post_init__(self):
-        """Raises: EvaluationError: a world is not there."""
+        """Check the folders.
+
+        Raises:
+            EvaluationError: a folder is not a tiny world.
+        """
         self.judge = TinyJudge(self.tiny_dir, self.num_samples)
         self.protocol = self.judge.protocol
         self.networks = {
@@ -91,7 +96,7 @@ class TinyWorld:
         ]  # fmt: skip
 
     def preparations(self, rows: list[AblationRow]) -> list[list[str]]:
-        """The stand-ins, if a row wants one."""
+        """The command that builds the stand-ins, if a row needs them."""
         if not any(place in row.flags for row in rows for place in ("{clip_l}", "{untrained}")):
             return []
         words = ["--tiny_dir", str(self.tiny_dir), "--output_dir", str(self.stand_ins)]
@@ -108,10 +113,10 @@ class RealWorld:
     """Real models, measured by `python -m evaluation`. The recipe names the data set.
 
     Attributes:
-        base, base_xl: Hub id or folder of the student's and teacher's model, and of the larger one of Table 1e.
-        prompts: file of captions, such as COCO's captions_val2017.json.
-        reference: folder of the real images.
-        evaluator: the tiny world's, in place of Inception and CLIP.
+        base, base_xl: Hub id or folder of student and teacher, and of the larger model in Table 1e.
+        prompts: file with captions, such as COCO's captions_val2017.json.
+        reference: folder of real images.
+        evaluator: folder of the tiny world's evaluator, to use instead of Inception and CLIP.
     """
 
     base: str
@@ -124,11 +129,15 @@ class RealWorld:
     headings: ClassVar[dict[str, str]] = {"distance": "FID ↓", "agreement": "CLIP score ↑"}
 
     def __post_init__(self):
-        """Raises: EvaluationError: nothing to measure with."""
+        """Check the files for the measurement.
+
+        Raises:
+            EvaluationError: the prompts or the reference images are missing.
+        """
         for flag in ("prompts", "reference"):
             value = getattr(self, flag)
             if value is None or not value.exists():
-                raise EvaluationError(f"--{flag} {value}: with --base give one that exists, e.g. COCO 2017 val's.")
+                raise EvaluationError(f"--{flag} {value}: --base needs an existing path, e.g. that of COCO 2017 val.")
         judge = self.evaluator or "Inception-v3 and CLIP ViT-g-14"
         self.protocol = f"{self.num_prompts} prompts of {self.prompts}, against {self.reference}, by {judge}"
         self.networks = {
@@ -144,15 +153,15 @@ class RealWorld:
             self.networks["teacher_xl"] = self.base_xl
 
     def flags(self) -> list[str]:
-        """See `World`; the discriminator's networks are the training script's own defaults, as in the paper."""
+        """See `World`; the discriminator's networks are the defaults of the training script, as in the paper."""
         return ["--pretrained_teacher_model", self.base]
 
     def preparations(self, rows: list[AblationRow]) -> list[list[str]]:
-        """None: all networks are the Hub's."""
+        """See `World`; there are none, because all networks are on the Hub."""
         return []
 
     def measure_student(self, student: Path, steps: int, launch: Launch) -> Figures:
-        """See `World`. The images stay beside the student, so that other metrics can be had of them."""
+        """See `World`. The images are kept beside the student, so that other metrics can be computed later."""
         run = student.parent / f"images-{steps}"
         launch([
             "python", "-m", "evaluation", "generate", "--model", str(student), "--output_dir", str(run), "--prompts",

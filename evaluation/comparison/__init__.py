@@ -1,1 +1,1 @@
-"""Table 2 of the paper on the tiny world: one teacher, distilled by ADD and by LCM, beside its own fast samplers."""
+"""Table 2 of the paper on the tiny world: a teacher with fast samplers, and its distillation by ADD and by LCM."""

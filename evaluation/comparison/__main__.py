@@ -1,10 +1,10 @@
-"""Table 2 of the paper on the tiny world: one teacher, distilled by ADD and by LCM, beside its own fast samplers.
+"""Table 2 of the paper on the tiny world: a teacher with fast samplers, and its distillation by ADD and by LCM.
 
     python -m evaluation.comparison --tiny_dir build/tiny --add_student build/demo/student --output_dir build/comparison
 
-Distils the teacher by LCM with as many updates and as large a batch as the ADD student had (`add_run.json` beside its
-weights says so), then all systems draw the same captions from the same seeds. Writes `comparison.md` and
-`comparison.json`. A distilled LCM is kept.
+The command distils the teacher with LCM, with the number of updates and the batch size of the ADD student (from its
+`add_run.json`), measures all systems with the same captions and seeds, and writes `comparison.md` and
+`comparison.json`. An existing LCM student is kept.
 """
 
 import argparse
@@ -32,50 +32,50 @@ LCM_RECORD = "lcm.json"  # where it leaves its command line
 
 
 def make_comparison_parser() -> OneLineParser:
-    """The command line."""
+    """Make the parser of `python -m evaluation.comparison`."""
     parser = make_parser(MODULE, __doc__)
     add = parser.add_argument
-    add("--tiny_dir", type=Path, required=True, help="The tiny world that the student was distilled in.")
+    add("--tiny_dir", type=Path, required=True, help="Folder of the tiny world that the student was trained on.")
     add("--add_student", type=Path, required=True, help="The --output_dir of train_add.py.")
     add("--output_dir", type=Path, required=True, help="Folder for lcm/, comparison.md and comparison.json.")
-    add("--updates", type=int, default=None, help="Optimizer steps of LCM; default: as many as the ADD student had.")
-    add("--batch_size", type=int, default=None, help="Batch size of LCM; default: that of the ADD student.")
-    add("--lcm_learning_rate", type=float, default=1e-4, help="Learning rate of LCM; default: 1e-4.")
+    add("--updates", type=int, default=None, help="Optimizer steps of LCM. Defaults to those of the ADD student.")
+    add("--batch_size", type=int, default=None, help="Batch size of LCM. Defaults to that of the ADD student.")
+    add("--lcm_learning_rate", type=float, default=1e-4, help="Learning rate of LCM (default: 1e-4).")
     add(
         "--guidance_scale",
         type=float,
         default=2.0,
-        help="Guidance scale of the guided teacher, in sampling and for LCM; default: 2.",
+        help="Guidance scale of the guided teacher, for sampling and for LCM (default: 2).",
     )
-    add("--num_samples", type=int, default=500, help="Images of each line; default: 500.")
-    add("--seed", type=int, default=0, help="Seed of LCM's training; default: 0.")
-    add("--commands", nargs="*", default=[], help="The commands that made world and student, which the page quotes.")
+    add("--num_samples", type=int, default=500, help="Number of images per row (default: 500).")
+    add("--seed", type=int, default=0, help="Seed for the training of LCM (default: 0).")
+    add("--commands", nargs="*", default=[], help="Commands that made the world and the student, for the page.")
     return parser
 
 
 def complete_arguments(args: argparse.Namespace) -> None:
-    """Check the flags, and take what was not given from the ADD student.
+    """Check the flags, and set missing ones to the values of the ADD student.
 
     Raises:
-        EvaluationError: no student there, it does not say how it was trained, or an option that cannot work.
+        EvaluationError: there is no student, it has no record of its training, or an option is invalid.
     """
     if not (args.add_student / "model_index.json").exists():
         raise EvaluationError(
-            f"--add_student {args.add_student}: no model_index.json there; give train_add.py's output."
+            f"--add_student {args.add_student}: no model_index.json there; give the output of train_add.py."
         )
     path = args.add_student / RUN_FILE
     facts = json.loads(path.read_text(encoding="utf-8"))["facts"] if path.exists() else {}
     for flag, fact in (("updates", "iterations"), ("batch_size", "effective batch")):
         if getattr(args, flag) is None:
             if fact not in facts:
-                raise EvaluationError(f"--{flag}: {path} does not say it; give that of the ADD student.")
+                raise EvaluationError(f"--{flag}: {path} does not contain it; give the value of the ADD student.")
             setattr(args, flag, facts[fact])
     if args.guidance_scale <= 1:
-        raise EvaluationError(f"--guidance_scale {args.guidance_scale}: guidance begins above 1.")
+        raise EvaluationError(f"--guidance_scale {args.guidance_scale}: give a number above 1.")
 
 
 def lcm_command(args: argparse.Namespace) -> list[str]:
-    """The words of the command that distils the teacher by LCM."""
+    """The command that distils the teacher with LCM, as a list of words."""
     folder = args.output_dir / "lcm"
     return [
         *LCM_PROGRAM.split(), "--tiny_dir", str(args.tiny_dir), "--output_dir", str(folder), "--updates",
@@ -85,10 +85,10 @@ def lcm_command(args: argparse.Namespace) -> list[str]:
 
 
 def launch_lcm(command: list[str], folder: Path) -> None:
-    """Run LCM's distillation, unless `folder` has what this very command made.
+    """Run the LCM distillation, unless `folder` contains the result of the same command.
 
     Raises:
-        EvaluationError: it has what another command made, or the distillation failed.
+        EvaluationError: the folder contains the result of another command, or the distillation failed.
     """
     if (folder / LCM_RECORD).exists():
         there = json.loads((folder / LCM_RECORD).read_text(encoding="utf-8"))["command"]
@@ -100,7 +100,7 @@ def launch_lcm(command: list[str], folder: Path) -> None:
 
 
 def compare_methods(args: argparse.Namespace, words: Sequence[str]) -> None:
-    """Distil by LCM, measure all systems, and write the page."""
+    """Distil with LCM, measure all systems, and write the page."""
     complete_arguments(args)
     judge = TinyJudge(args.tiny_dir, args.num_samples)
     quiet_libraries()
@@ -134,10 +134,10 @@ def compare_methods(args: argparse.Namespace, words: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command.
+    """Run the command line `argv`, by default that of the process.
 
     Raises:
-        SystemExit: it failed, with the exit status.
+        SystemExit: the command failed; it has the exit status.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     run_command(make_comparison_parser(), words, lambda args: compare_methods(args, words))

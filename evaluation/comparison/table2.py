@@ -1,4 +1,4 @@
-"""The lines of Table 2, what the paper claims of them, and the page that shows both."""
+"""The rows of Table 2, the paper's claims about them, and the page with both."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +14,14 @@ STEPS = (1, 2, 4)
 
 @dataclass(frozen=True)
 class TableEntry:
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
-        name: with the sampler.
+        name: name of the model and its sampler.
         model: `teacher`, `lcm` or `add`.
-        scheduler: class of diffusers; None for the repo's own.
-        scheduler_args: replaces entries of its configuration.
-        paper: FID, CLIP score and seconds of the line of Table 2 that it corresponds to.
+        scheduler: scheduler class of diffusers; None for that of the repo.
+        scheduler_args: updates of the scheduler's config.
+        paper: FID, CLIP score and seconds of the corresponding row of Table 2.
     """
 
     name: str
@@ -39,11 +39,11 @@ class TableEntry:
 
 
 def table_entries(guidance: float) -> list[TableEntry]:
-    """All lines of the table. The teacher is there with and without `guidance`; students have none."""
+    """All rows of the table: the teacher with and without `guidance`, and the students without guidance."""
     solver = {"scheduler": "DPMSolverMultistepScheduler", "scheduler_args": {"algorithm_type": "dpmsolver++"}}
     # The scheduler of the released Turbo models. Its steps have the same distribution as the student's own.
     released = {"scheduler": "EulerAncestralDiscreteScheduler", "scheduler_args": {"timestep_spacing": "trailing"}}
-    # The paper guides its teacher (it does not say how strongly): its figures are on the guided lines.
+    # The paper uses guidance for the teacher, with an unknown scale, so its figures are in the rows with guidance.
     paper = {25: (20.1, 0.318, 0.88), 8: (31.7, 0.320, 0.34)}
     lines = []
     for scale in (1.0, guidance):
@@ -59,7 +59,7 @@ def table_entries(guidance: float) -> list[TableEntry]:
 
 
 def load_entry(entry: TableEntry, folders: dict[str, Path]) -> DiffusionPipeline:
-    """The stock pipeline of an entry, with its sampler."""
+    """Load the stock pipeline of an entry, with its scheduler."""
     pipeline = DiffusionPipeline.from_pretrained(folders[entry.model])
     if entry.scheduler:
         kind = getattr(diffusers, entry.scheduler)
@@ -68,10 +68,10 @@ def load_entry(entry: TableEntry, folders: dict[str, Path]) -> DiffusionPipeline
 
 
 def check_claims(rows: list[SystemFigures]) -> list[dict[str, Any]]:
-    """Check what Table 2 and Figure 5 of the paper say of ADD's one step against these rows.
+    """Check the claims of Table 2 and Figure 5 of the paper about one step of ADD against these rows.
 
-    Each is a comparison of Frechet distances, the teacher's being its best over guidance. Returns `claim`, `met`, and
-    `ratio` of the distances, below 1 where ADD is nearer to the held-out images.
+    Each claim compares Frechet distances; of the teacher, the best one over guidance is used. Returns `claim`, `met`,
+    and `ratio` of the distances, which is below 1 if ADD is closer to the held-out images.
     """
 
     def distance(name: str, steps: int) -> float:
@@ -93,7 +93,7 @@ def table2_markdown(
     commands: list[str],
     notes: dict[str, Any],
 ) -> str:
-    """Compose the page. `updates` says how the students were trained, `notes` what the figures depend on."""
+    """Compose the page. `updates` describes the training of the students, `notes` the environment of the figures."""
     head = ["system", "steps", "guidance", "FD ↓", "agreement ↑", "diversity", "s / image ↓", "paper: FID, CLIP, s"]
     table = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
     for entry, row in [(None, floor), *zip(lines, rows, strict=True)]:

@@ -1,4 +1,4 @@
-"""Draw the images of a run, continuing where an earlier attempt stopped, and time one image."""
+"""Generates the missing images of a run, and times one image."""
 
 import resource
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from evaluation.runs.run import Run, Shot
 
 
 def reduce_image(image: Image.Image, resolution: int) -> Image.Image:
-    """Reduce an image (Lanczos) to a short side of `resolution` pixels; a smaller one stays as it is."""
+    """Resize an image (Lanczos) to a short side of `resolution` pixels; a smaller image is not changed."""
     short = min(image.size)
     if short <= resolution:
         return image
@@ -25,21 +25,21 @@ def reduce_image(image: Image.Image, resolution: int) -> Image.Image:
 
 
 def draw_images(pipeline: DiffusionPipeline, shots: list[Shot], call: dict[str, Any]) -> list[Image.Image]:
-    """Draw a batch.
+    """Generate a batch of images.
 
     Args:
         pipeline: any text-to-image pipeline.
-        shots: one image each, with its own seed.
+        shots: prompt and seed of each image.
         call: arguments of the pipeline's call.
 
     Raises:
-        EvaluationError: the pipeline refuses an argument of `call`, or an image is one even colour, which is what NaN
-            becomes, and a safety checker's verdict.
+        EvaluationError: the pipeline refuses an argument of `call`, or an image has a single color, which is the result
+            of NaN values or of a safety checker.
     """
     generators = [torch.Generator().manual_seed(shot.seed) for shot in shots]
     prompts = [shot.prompt for shot in shots]
     try:
-        # "pil" and not "pt": what "pt" holds is not the same range in all pipelines (DeepFloyd IF keeps [-1, 1]).
+        # "pil" instead of "pt", whose value range differs between pipelines (DeepFloyd IF returns [-1, 1]).
         output = pipeline(prompts, generator=one_or_list(generators), output_type="pil", **call)
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -48,33 +48,33 @@ def draw_images(pipeline: DiffusionPipeline, shots: list[Shot], call: dict[str, 
         pixels = np.asarray(image)
         if pixels.min() == pixels.max():
             raise EvaluationError(
-                f"{type(pipeline).__name__} drew one even colour for {shot.prompt!r} (seed {shot.seed}). It is either "
-                "NaN, which another --torch_dtype fixes, or a safety checker, which --no_safety_checker removes."
+                f"{type(pipeline).__name__} generated a single color for {shot.prompt!r} (seed {shot.seed}). The cause "
+                "is NaN, which another --torch_dtype fixes, or a safety checker, which --no_safety_checker removes."
             )
     return output.images
 
 
 def split_batches(shots: list[Shot], size: int) -> Iterator[list[Shot]]:
-    """Cut a list into lists of at most `size`."""
+    """Split a list into lists of at most `size` items."""
     rest = iter(shots)
     while batch := list(islice(rest, size)):
         yield batch
 
 
 def draw_missing(pipeline: DiffusionPipeline, run: Run, batch_size: int, resolution: int, call: dict[str, Any]) -> None:
-    """Draw the images that the run still lacks. Every image is on the disk as soon as its batch is drawn.
+    """Generate the missing images of a run, and save them after each batch.
 
-    The size that the pipeline draws, its own unless `call` names one, is recorded in the run's manifest.
+    The size that the pipeline generates is recorded in the run's manifest.
 
     Args:
         pipeline: any text-to-image pipeline.
-        run: its folder is filled.
-        batch_size: images in one call.
-        resolution: pixels; images with a larger short side are reduced to it before they are saved.
+        run: run to complete.
+        batch_size: number of images per call.
+        resolution: size in pixels; images with a longer short side are resized to it before they are saved.
         call: arguments of the pipeline's call.
 
     Raises:
-        EvaluationError: see `draw_images`; or the size is not that of the images drawn earlier.
+        EvaluationError: see `draw_images`; or the size differs from that of earlier images.
     """
     missing = run.missing()
     with tqdm(total=len(run.shots), initial=len(run.shots) - len(missing), unit="image", desc=run.name) as progress:
@@ -86,7 +86,7 @@ def draw_missing(pipeline: DiffusionPipeline, run: Run, batch_size: int, resolut
 
 
 def measure_speed(pipeline: DiffusionPipeline, prompt: str, repeats: int, device: str, call: dict[str, Any]) -> dict:
-    """Seconds and peak memory in GiB of one image at batch 1 (Fig. 7), as JSON values with their definitions."""
+    """Measure seconds and peak memory in GiB for one image at batch size 1 (Fig. 7). Returns JSON with definitions."""
     peak, definition = _peak_memory(device)
     seconds = seconds_per_image(pipeline, prompt, repeats, **call)
     return {
@@ -102,7 +102,7 @@ def _peak_memory(device: str) -> tuple[Callable[[], int], str]:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         return lambda: torch.cuda.max_memory_allocated(device), "peak GPU tensor memory at batch 1, weights included"
-    kib = 1024  # Linux counts in KiB
+    kib = 1024  # ru_maxrss is in KiB on Linux
     return (
         lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib,
         "peak resident memory of the whole process up to the end of the timing, libraries and loading included",

@@ -1,4 +1,4 @@
-"""Loads any diffusers text-to-image pipeline by the id of its repository."""
+"""Loading of diffusers text-to-image pipelines."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,18 +16,18 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class PipelineSpec:
-    """Which pipeline, and what is changed in it.
+    """A pipeline to load, and changes to it.
 
     Attributes:
         model: Hub id or folder.
-        revision: branch, tag or commit on the Hub.
-        variant: of the weight files, such as `fp16`.
+        revision: branch, tag or commit of the Hub repo.
+        variant: variant of the weight files, such as `fp16`.
         torch_dtype: precision of the weights, one of `DTYPES`.
-        unet: id of a UNet that replaces the pipeline's own, as LCM is published for SDXL.
-        lora_weights: id of LoRA weights to load on top, as LCM-LoRA.
-        scheduler: class name of diffusers; None for the pipeline's own.
-        scheduler_args: replaces entries of the scheduler's configuration.
-        safety_checker: False removes it. It blackens images, and no metric should see those.
+        unet: id of a UNet that replaces the pipeline's own, such as LCM for SDXL.
+        lora_weights: id of LoRA weights to load, such as LCM-LoRA.
+        scheduler: name of a diffusers class; None for the pipeline's own scheduler.
+        scheduler_args: updates of the scheduler's config.
+        safety_checker: whether to keep the safety checker, which blackens images and thereby distorts metrics.
     """
 
     model: str
@@ -41,32 +41,36 @@ class PipelineSpec:
     safety_checker: bool = True
 
     def __post_init__(self):
-        """Raises: EvaluationError: a folder without a pipeline, or no such scheduler; before anything is loaded."""
+        """Check the folder and the scheduler before anything is loaded.
+
+        Raises:
+            EvaluationError: the folder does not contain a pipeline, or the scheduler does not exist.
+        """
         folder = Path(self.model)
         if (folder.exists() or folder.is_absolute()) and not (folder / "model_index.json").exists():
             if (folder / LORA_FILE).exists():
                 raise EvaluationError(
-                    f"--model {self.model}: holds an adapter alone; give its base as --model, and this folder as "
-                    "--lora_weights."
+                    f"--model {self.model}: the folder only contains an adapter; give its base as --model, and this "
+                    "folder as --lora_weights."
                 )
             raise EvaluationError(
-                f"--model {self.model}: no model_index.json there; give a pipeline's folder or Hub id."
+                f"--model {self.model}: the folder has no model_index.json; give the folder or Hub id of a pipeline."
             )
         if self.scheduler and not self.scheduler.endswith("Scheduler"):
             raise EvaluationError(
-                f"--scheduler {self.scheduler}: a class of diffusers, e.g. DPMSolverMultistepScheduler."
+                f"--scheduler {self.scheduler}: give a scheduler class of diffusers, e.g. DPMSolverMultistepScheduler."
             )
         if self.scheduler and not hasattr(diffusers, self.scheduler):
             raise EvaluationError(f"--scheduler {self.scheduler}: diffusers {diffusers.__version__} has no such class.")
 
 
 def load_pipeline(spec: PipelineSpec, device: str) -> DiffusionPipeline:
-    """Load the pipeline for text-to-image, or as what its repository names where diffusers has no such task for it.
+    """Load a pipeline for text-to-image, or as the class in its repo if diffusers does not map it to this task.
 
-    No code from a repository is run: a pipeline class that diffusers lacks is refused.
+    Code from a repo is never run; a pipeline class that is not in diffusers is refused.
 
     Raises:
-        EvaluationError: no such repository, or it cannot be reached.
+        EvaluationError: the repo does not exist or cannot be reached.
     """
     try:
         pipeline = _load_parts(spec)

@@ -1,4 +1,4 @@
-"""Reads prompts from COCO's captions, PartiPrompts, a data set of the Hub, or a text file, as a list of strings."""
+"""Reading of prompts from COCO captions, PartiPrompts, data sets on the Hub, and text files."""
 
 import csv
 import json
@@ -11,19 +11,19 @@ from evaluation.errors import EvaluationError
 if TYPE_CHECKING:
     import datasets
 
-PARTI_COLUMN = "Prompt"  # of PartiPrompts.tsv
+PARTI_COLUMN = "Prompt"  # column in PartiPrompts.tsv
 
 
 def read_prompts(path: Path, caption_column: str = "text") -> list[str]:
-    """Read prompts from a file, by its ending.
+    """Read prompts from a file in the format given by its extension.
 
-    - `.txt`: one a line.
-    - `.tsv`: the column `Prompt`, as PartiPrompts has it.
-    - `.json`: COCO's `captions_val2017.json`: of every image the caption of lowest id, in the order of the image ids.
-    - `.jsonl`: the field `caption_column` of every line, as an image folder's `metadata.jsonl`.
+    - `.txt`: one prompt per line.
+    - `.tsv`: the column `Prompt`, as in PartiPrompts.
+    - `.json`: COCO's `captions_val2017.json`: the caption with the lowest id of each image, in the order of image ids.
+    - `.jsonl`: the field `caption_column` of each line, as in the `metadata.jsonl` of an image folder.
 
     Raises:
-        EvaluationError: no such file, another ending, or nothing in it.
+        EvaluationError: the file does not exist, has another extension, or contains no prompts.
     """
     readers = {
         ".txt": _read_lines,
@@ -32,23 +32,23 @@ def read_prompts(path: Path, caption_column: str = "text") -> list[str]:
         ".jsonl": lambda p: _read_jsonl(p, caption_column),
     }
     if path.suffix not in readers:
-        raise EvaluationError(f"--prompts {path}: reads {', '.join(readers)}, not '{path.suffix}'.")
+        raise EvaluationError(f"--prompts {path}: give a file that ends in {', '.join(readers)}.")
     try:
         prompts = readers[path.suffix](path)
     except OSError as error:
         raise EvaluationError(f"--prompts {path}: {error.strerror}.") from error
     except (KeyError, TypeError, ValueError) as error:
         raise EvaluationError(
-            f"--prompts {path}: not in the layout of a {path.suffix} of prompts: {error!r}."
+            f"--prompts {path}: the file is not in the expected layout of a {path.suffix} file: {error!r}."
         ) from error
     return _clean_prompts(prompts, f"--prompts {path}")
 
 
 def load_dataset_prompts(name: str, config: str | None, split: str, caption_column: str) -> list[str]:
-    """Read one column of a data set (Hub id or folder). Of a list of captions the first is taken.
+    """Read one column of a data set (Hub id or folder). Of a list of captions, the first is used.
 
     Raises:
-        EvaluationError: no such split or column; says what there is.
+        EvaluationError: the split or column does not exist; the message lists the existing ones.
     """
     rows = load_split(name, config, split)
     if caption_column not in rows.column_names:
@@ -58,10 +58,10 @@ def load_dataset_prompts(name: str, config: str | None, split: str, caption_colu
 
 
 def load_split(name: str, config: str | None, split: str) -> "datasets.Dataset":
-    """One split of a data set (Hub id or folder).
+    """Load one split of a data set (Hub id or folder).
 
     Raises:
-        EvaluationError: no such data set or split; says which splits there are.
+        EvaluationError: the data set or split does not exist; the message lists the existing splits.
     """
     import datasets
 
@@ -76,10 +76,10 @@ def load_split(name: str, config: str | None, split: str) -> "datasets.Dataset":
 
 
 def choose_prompts(prompts: list[str], count: int | None, seed: int) -> list[str]:
-    """Draw `count` prompts without replacement, by `seed`; all of them, in their order, if `count` is None.
+    """Select `count` prompts at random with `seed`, without replacement; all of them, in order, if `count` is None.
 
     Raises:
-        EvaluationError: there are not so many.
+        EvaluationError: there are fewer than `count` prompts.
     """
     if count is None:
         return prompts
@@ -91,7 +91,7 @@ def choose_prompts(prompts: list[str], count: int | None, seed: int) -> list[str
 def _clean_prompts(prompts: list[Any], source: str) -> list[str]:
     prompts = [" ".join(prompt.split()) for prompt in prompts if isinstance(prompt, str) and prompt.strip()]
     if not prompts:
-        raise EvaluationError(f"{source}: holds no prompt.")
+        raise EvaluationError(f"{source}: there are no prompts.")
     return prompts
 
 

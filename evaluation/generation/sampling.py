@@ -1,4 +1,4 @@
-"""Draws images from any diffusers text-to-image pipeline, reproducibly, and times it."""
+"""Reproducible sampling from any diffusers text-to-image pipeline, and timing."""
 
 import time
 from collections.abc import Iterator
@@ -10,30 +10,30 @@ from torch import Tensor
 
 
 def one_or_list(generators: list[torch.Generator]) -> torch.Generator | list[torch.Generator]:
-    """A batch of one gets a bare generator: some pipelines (aMUSEd) take no list, and so work at batch size 1."""
+    """A single generator for a batch of one, because some pipelines (aMUSEd) do not accept a list; else the list."""
     return generators[0] if len(generators) == 1 else generators
 
 
 def sample(
     pipeline: DiffusionPipeline, prompts: list[str], seeds: list[int], batch_size: int = 128, **kwargs
 ) -> Iterator[Tensor]:
-    """Draw one image for each prompt, batch by batch.
+    """Generate one image per prompt, in batches.
 
-    Every image has its own seed, so it depends neither on the batch size nor on its neighbours.
+    Each image has its own seed, so it does not depend on the batch size or on other images.
 
     Args:
         pipeline: any text-to-image pipeline.
         prompts: N captions.
-        seeds: N seeds, one for each prompt.
-        batch_size: images in one call.
+        seeds: N seeds, one per prompt.
+        batch_size: number of images per call.
         kwargs: arguments of the pipeline's call, such as `num_inference_steps`.
 
     Yields:
-        Images `(B, 3, H, W)` in [0, 1] on the CPU, rounded to the 8 bits that a saved image has: the real ones they are
-        compared with went through the same.
+        Images `(B, 3, H, W)` in [0, 1] on the CPU, rounded to 8 bits like the saved real images that they are compared
+        with.
 
     Raises:
-        ValueError: the pipeline drew NaN or infinity.
+        ValueError: the images contain NaN or infinity.
     """
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
@@ -42,12 +42,12 @@ def sample(
             pipeline(prompts[batch], generator=one_or_list(generators), output_type="pt", **kwargs).images.float().cpu()
         )
         if not images.isfinite().all():
-            raise ValueError(f"{type(pipeline).__name__} drew NaN or infinity (prompts {start} ff., {kwargs}).")
+            raise ValueError(f"{type(pipeline).__name__} generated NaN or infinity (prompts from {start}, {kwargs}).")
         yield images.mul(255).round().div(255)
 
 
 def seconds_per_image(pipeline: DiffusionPipeline, prompt: str, repeats: int = 5, **kwargs) -> float:
-    """Latency of one image at batch size 1, prompt to pixels in seconds: the median of `repeats` after a warm-up."""
+    """Median latency in seconds of one image at batch size 1, from prompt to pixels, of `repeats` after a warm-up."""
     seconds = []
     for seed in range(repeats + 1):
         start = time.perf_counter()

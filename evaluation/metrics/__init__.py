@@ -1,4 +1,4 @@
-"""Distances, scores and diversity of generated images: encoders, pure functions of their features, and real images."""
+"""Metrics of generated images: encoders, metrics as functions of their features, and reference images."""
 
 from evaluation.metrics.figures import (
     Evaluator,

@@ -1,4 +1,4 @@
-"""`python -m evaluation measure`: its options, and what it does."""
+"""Options and implementation of `python -m evaluation measure`."""
 
 import argparse
 from pathlib import Path
@@ -15,33 +15,34 @@ from evaluation.runs.files import write_json
 from evaluation.runs.run import Run
 
 
-# One option a line where it fits: this is a table, and the formatter would make it three screens longer.
+# The formatter would wrap each option over several lines.
 # fmt: off
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `measure`."""
     add = parser.add_argument
-    add("runs", type=Path, nargs="+", metavar="RUN", help="Folders that `generate` filled.")
+    add("runs", type=Path, nargs="+", metavar="RUN", help="Folders of runs written by `generate`.")
     add("--reference", type=Path, default=None, help="Folder of real images, e.g. val2017.")
     add_dataset_options(parser)
     add("--image_column", default="image", help="Column of the real images in --dataset_name.")
-    add("--reference_cache", type=Path, default=Path("build/reference"), help="Keeps images of --dataset_name.")
-    add("--num_reference", type=parse_count, default=None, help="Number of real images to use; default: all.")
-    add("--metrics", nargs="+", choices=METRICS, default=list(METRICS), help="Figures to compute.")
-    add("--inception_weights", type=Path, default=None, help="File of torch-fidelity's Inception; default: downloaded.")
+    add("--reference_cache", type=Path, default=Path("build/reference"), help="Folder for images of --dataset_name.")
+    add("--num_reference", type=parse_count, default=None, help="Number of real images to use. Defaults to all.")
+    add("--metrics", nargs="+", choices=METRICS, default=list(METRICS), help="Metrics to compute.")
+    add("--inception_weights", type=Path, default=None, help="Weight file of torch-fidelity's Inception. By default, "
+        "it is downloaded.")
     add("--dino_model", default=DINOV2, help="Hub id or folder of the DINOv2 for fd_dinov2, prdc and diversity.")
     add("--clip_model", default=CLIP, help="Hub id or folder of the CLIP for clip_score.")
-    add("--evaluator", default=None, help="Folder of the tiny world's evaluator, in place of the other networks.")
-    add("--batch_size", type=parse_count, default=32, help="Images that a network sees at once.")
-    add("--device", default=None, help="cpu, cuda, cuda:1; default: the accelerator if there is one.")
+    add("--evaluator", default=None, help="Folder of the tiny world's evaluator, to use instead of the other networks.")
+    add("--batch_size", type=parse_count, default=32, help="Number of images per forward pass of a network.")
+    add("--device", default=None, help="Device, such as cpu, cuda or cuda:1. Defaults to the accelerator, if any.")
 # fmt: on
 
 
 def run_measure(args: argparse.Namespace, facts: dict[str, Any]) -> None:
-    """Measure runs, all against the same real images.
+    """Measure runs against the same real images.
 
     Args:
-        args: of `add_options`.
-        facts: the command, kept with the figures.
+        args: parsed options of `add_options`.
+        facts: the command, which is stored with the figures.
 
     Raises:
         EvaluationError: a run is not complete, or a network, a package or the real images are missing.
@@ -71,7 +72,7 @@ def run_measure(args: argparse.Namespace, facts: dict[str, Any]) -> None:
 
 def _reference_files(args: argparse.Namespace) -> list[Path]:
     if (args.reference is None) == (args.dataset_name is None):
-        raise EvaluationError("give the real images by --reference FOLDER or by --dataset_name ID, one of the two.")
+        raise EvaluationError("give the real images with either --reference FOLDER or --dataset_name ID.")
     if args.reference:
         return find_images(args.reference, args.num_reference)
     folder = export_dataset(

@@ -1,4 +1,4 @@
-"""The networks that the metrics see images with: Inception, DINOv2 and CLIP, frozen, from libraries.
+"""The frozen encoders of the metrics: Inception, DINOv2, CLIP and the tiny world's evaluator.
 
 An encoder maps a list of PIL images to float32 features `(B, D)` on the CPU.
 """
@@ -23,31 +23,31 @@ INCEPTION_URL = (
 DINOV2 = "facebook/dinov2-large"
 CLIP = "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
 DINOV2_ADVICE = (
-    "Give a Hub id or a folder with config.json and model.safetensors, or leave out fd_dinov2, prdc and diversity "
-    "(--metrics); --evaluator takes the tiny world's evaluator instead."
+    "Give a Hub id or a folder with config.json and model.safetensors, leave out fd_dinov2, prdc and diversity "
+    "(--metrics), or use the tiny world's evaluator with --evaluator."
 )
 CLIP_ADVICE = (
-    "Give a Hub id or a folder with config.json, model.safetensors and tokenizer.json, or leave out clip_score "
-    "(--metrics); --evaluator takes the tiny world's evaluator instead."
+    "Give a Hub id or a folder with config.json, model.safetensors and tokenizer.json, leave out clip_score "
+    "(--metrics), or use the tiny world's evaluator with --evaluator."
 )
-EVALUATOR_ADVICE = "Give the folder evaluator/ that `python -m examples.tiny.build` makes."
+EVALUATOR_ADVICE = "Give the folder evaluator/ that `python -m examples.tiny.build` writes."
 DINOV2_SIZE = 224  # Stein et al. 2023 (2306.04675)
 
 
 def to_bytes(images: list[Image.Image]) -> Tensor:
-    """Images of one size as uint8 `(B, 3, H, W)`."""
+    """Convert images of one size to a uint8 tensor `(B, 3, H, W)`."""
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
 
 
 class InceptionEncoder:
-    """The Inception-v3 of Heusel et al. 2017, as torch-fidelity ported it: 2,048 pooled features of the compat network.
+    """The Inception-v3 of Heusel et al. 2017 in torch-fidelity's port, with 2,048 pooled features.
 
     Args:
-        weights: file of torch-fidelity's weights; None takes them from its cache or downloads them.
-        device: where it runs.
+        weights: weight file of torch-fidelity; None uses its cache or downloads the file.
+        device: device to run on.
 
     Raises:
-        EvaluationError: torch-fidelity or the weights cannot be had; the message says what to install or provide.
+        EvaluationError: torch-fidelity or the weights are missing; the message says what to install or provide.
     """
 
     def __init__(self, weights: Path | None, device: str):
@@ -59,42 +59,42 @@ class InceptionEncoder:
             model = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights) if weights else None)
         except ModuleNotFoundError as error:
             raise EvaluationError(
-                "fid needs torch-fidelity: `pip install torch-fidelity` (with the torchvision of your torch). "
-                "Without it: --metrics without fid, or --evaluator."
+                "fid needs torch-fidelity: run `pip install torch-fidelity` (with the torchvision for your torch), "
+                "leave fid out of --metrics, or use --evaluator."
             ) from error
         except (OSError, RuntimeError) as error:
             raise EvaluationError(
-                f"fid: the weights of Inception cannot be loaded ({error}). Provide them: --inception_weights with the "
-                f"file {INCEPTION_URL}. Without them: --metrics without fid, or --evaluator."
+                f"fid: the weights of Inception cannot be loaded ({error}). Give --inception_weights with the file "
+                f"{INCEPTION_URL}, leave fid out of --metrics, or use --evaluator."
             ) from error
         self.model = model.to(device).requires_grad_(False)
         self.device = device
 
     @torch.no_grad()
     def __call__(self, images: list[Image.Image]) -> Tensor:
-        """Features `(B, 2048)`; the network itself resizes to 299, as TensorFlow did."""
+        """Features `(B, 2048)`; the network resizes to 299 pixels like TensorFlow's original."""
         return self.model(to_bytes(images).to(self.device)).float().cpu()
 
 
 def _check_weights(path: Path) -> None:
-    """torch-fidelity unpickles whatever it is given: see first that the file holds tensors and nothing else."""
+    """Check that the file only contains tensors, because torch-fidelity would unpickle anything."""
     if not path.is_file():
-        raise EvaluationError(f"--inception_weights {path}: no such file; it is {INCEPTION_URL}.")
+        raise EvaluationError(f"--inception_weights {path}: there is no such file; download {INCEPTION_URL}.")
     try:
         torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, since pickle's are
+    except Exception as error:  # unpickling raises many types of errors
         raise EvaluationError(f"--inception_weights {path}: not a file of tensors ({error}).") from error
 
 
 class Dinov2Encoder:
-    """DINOv2's class token after the last LayerNorm, at 224 pixels (bicubic), as Stein et al. 2023 measure with.
+    """DINOv2's class token after the last LayerNorm, at 224 pixels (bicubic), as in Stein et al. 2023.
 
     Args:
         model_id: Hub id or folder of a Dinov2Model.
-        device: where it runs.
+        device: device to run on.
 
     Raises:
-        EvaluationError: it cannot be loaded.
+        EvaluationError: the model cannot be loaded.
     """
 
     def __init__(self, model_id: str, device: str):
@@ -106,7 +106,7 @@ class Dinov2Encoder:
         self.processor = CLIPImageProcessor(
             size={"height": size, "width": size},
             do_center_crop=False,
-            image_mean=[0.485, 0.456, 0.406],  # ImageNet's, which DINOv2 was trained with
+            image_mean=[0.485, 0.456, 0.406],  # those of ImageNet, which DINOv2 was trained with
             image_std=[0.229, 0.224, 0.225],
         )
 
@@ -118,17 +118,17 @@ class Dinov2Encoder:
 
 
 class ClipEncoder:
-    """A CLIP or a reward model in its layout (PickScore): embeddings of images and of texts in one space.
+    """A CLIP, or a reward model with the same layout (PickScore): embeddings of images and texts in one space.
 
     Args:
         model_id: Hub id or folder of a CLIPModel.
-        device: where it runs.
-        processor_id: Hub id or folder of tokenizer and image processor, where they are not with the model.
-        flag: named in the message if it cannot be loaded.
-        advice: the sentence of that message that says how to fix it.
+        device: device to run on.
+        processor_id: Hub id or folder of tokenizer and image processor, if they are not with the model.
+        flag: flag that names the model, for the error message.
+        advice: sentence for the error message that says how to fix it.
 
     Raises:
-        EvaluationError: it cannot be loaded.
+        EvaluationError: the model cannot be loaded.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class ClipEncoder:
         size = self.model.config.vision_config.image_size
         try:
             self.processor = CLIPImageProcessor.from_pretrained(processor_id or model_id)
-        except OSError:  # not with the weights: CLIP's own means at the model's size are what every CLIP has
+        except OSError:  # not saved with the weights; all CLIP models use the default mean and std
             self.processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
     @torch.no_grad()
@@ -155,7 +155,7 @@ class ClipEncoder:
 
     @torch.no_grad()
     def texts(self, texts: list[str]) -> Tensor:
-        """Embeddings of texts `(B, D)`, not normalized; cut at the model's longest text."""
+        """Embeddings of texts `(B, D)`, not normalized; long texts are truncated."""
         tokens = self.tokenizer(
             texts, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(self.model.device)
@@ -164,9 +164,9 @@ class ClipEncoder:
 
 
 class EvaluatorEncoder:
-    """The tiny world's evaluator in place of Inception and DINOv2: features, and logits of what an image shows.
+    """The tiny world's evaluator, which replaces Inception and DINOv2: features, and logits of the image's class.
 
-    Its `__call__` gives both beside one another `(B, D + K)`, so that an image is looked at once; `split` parts them.
+    `__call__` returns both concatenated, `(B, D + K)`, so that each image is encoded once; `split` separates them.
     """
 
     def __init__(self, path: str, device: str):

@@ -1,7 +1,4 @@
-"""The metrics, as pure functions of features.
-
-The evaluator looks at every image once, then each figure is a pure function of its features `(N, D)` or labels `(N,)`.
-"""
+"""The metrics as pure functions of features `(N, D)`, logits or labels `(N,)`, and the tiny world's evaluator."""
 
 import contextlib
 import io
@@ -18,11 +15,11 @@ from transformers import (
 
 
 class Evaluator(nn.Module):
-    """A frozen image classifier in DINOv2's or ResNet's layout: its logits judge the caption, its class token, or the
-    mean of its last stage over the image, is the feature.
+    """A frozen image classifier with the architecture of DINOv2 or ResNet. Its logits measure agreement with the
+    caption; its class token, or the mean of its last stage over the image, is the feature.
 
     Args:
-        model: classifier of D-dimensional features and K labels; `config.image_size` is the side of its images.
+        model: classifier with D-dimensional features and K labels; `config.image_size` is its image size.
         image_mean: per channel, for images in [0, 1].
         image_std: per channel, for images in [0, 1].
     """
@@ -40,43 +37,43 @@ class Evaluator(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str) -> "Evaluator":
-        """Load classifier and normalization from a folder or Hub id with `preprocessor_config.json`."""
+        """Load the classifier and its normalization from a folder or Hub repo with `preprocessor_config.json`."""
         processor = AutoImageProcessor.from_pretrained(path)
         return cls(AutoModelForImageClassification.from_pretrained(path), processor.image_mean, processor.image_std)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """See images `(B, 3, H, W)` in [0, 1], of any size. Returns features `(B, D)` and logits `(B, K)`."""
+        """Encode images `(B, 3, H, W)` in [0, 1], of any size. Returns features `(B, D)` and logits `(B, K)`."""
         size = self.model.config.image_size
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
         outputs = self.model((images - self.image_mean) / self.image_std, output_hidden_states=True)
         if isinstance(self.model, ResNetForImageClassification):
             return outputs.hidden_states[-1].mean(dim=(2, 3)), outputs.logits
-        # The last hidden state comes before the final LayerNorm: with it, this is the backbone's `pooler_output`.
+        # The last hidden state is before the final LayerNorm; after it, this is the `pooler_output` of the backbone.
         return self.model.dinov2.layernorm(outputs.hidden_states[-1][:, 0]), outputs.logits
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """Frechet distance of two Gaussians fitted to features (Heusel et al. 2017, Eq. 6), squared as always reported.
 
-    |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)), with unbiased covariances, in float64. Zero for equal sets, and biased
-    upwards for small ones: compare only distances of equal N and M.
+    |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)), with unbiased covariances, in float64. It is zero for equal sets and
+    biased upwards for small ones, so only distances with the same N and M can be compared.
 
     Args:
         real: `(N, D)` features of real images, N >= 2.
         fake: `(M, D)` features of generated images, M >= 2.
 
     Raises:
-        ValueError: widths that differ, or fewer than two rows.
+        ValueError: the widths differ, or there are fewer than two rows.
     """
     if real.shape[1] != fake.shape[1] or min(len(real), len(fake)) < 2:
         raise ValueError(
             f"frechet_distance needs (N, D) and (M, D) with N, M >= 2, got {tuple(real.shape)} and {tuple(fake.shape)}."
         )
-    from torchmetrics.image.fid import FrechetInceptionDistance  # here, since only the evaluation's extras have it
+    from torchmetrics.image.fid import FrechetInceptionDistance  # here, because it is an optional package
 
-    identity = nn.Identity()  # the features are made already; torchmetrics asks for a network to make them
+    identity = nn.Identity()  # torchmetrics requires a network, but the features are already computed
     identity.num_features = real.shape[1]
     metric = FrechetInceptionDistance(feature=identity, normalize=True).to(real.device)
     metric.update(real.double(), real=True)
@@ -85,19 +82,20 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
 
 def alignment(logits: Tensor, labels: Tensor) -> float:
-    """Share of images, in [0, 1], whose most likely class by `logits` `(N, K)` is the caption's, `labels` `(N,)`."""
+    """Fraction of images whose most likely class in `logits` `(N, K)` is that of the caption, `labels` `(N,)`."""
     return (logits.argmax(dim=1) == labels).double().mean().item()
 
 
 def diversity(features: Tensor, groups: Tensor) -> float:
     """Mean Euclidean distance between two images of one caption, averaged over captions.
 
-    Every pair within a caption counts once and every caption the same, so the value does not depend on how many images
-    a caption has: real data and samples compare directly. Zero means one picture a caption, whatever the noise.
+    Each pair within a caption counts once and all captions have the same weight, so the value does not depend on the
+    number of images per caption, and real data can be compared with samples. Zero means that all images of a caption
+    are the same.
 
     Args:
-        features: `(N, D)`.
-        groups: `(N,)` integers, equal for images of equal caption. Captions of a single image are left out.
+        features: `(N, D)` features.
+        groups: `(N,)` integers, equal for images with the same caption. Captions with a single image are ignored.
 
     Raises:
         ValueError: no caption has two images.
@@ -110,9 +108,9 @@ def diversity(features: Tensor, groups: Tensor) -> float:
 
 
 def clip_score(images: Tensor, texts: Tensor) -> float:
-    """Mean cosine of images and their prompts, embeddings `(N, D)` each, as the paper reports it (0.319).
+    """Mean cosine similarity of embeddings of images and prompts, `(N, D)` each, as in the paper (0.319).
 
-    torchmetrics' `CLIPScore` is this times 100; its version 1.9 does not read what CLIP returns in transformers 5.
+    `CLIPScore` of torchmetrics is this value times 100, but version 1.9 does not support transformers 5.
     """
     return F.cosine_similarity(images.double(), texts.double()).mean().item()
 
@@ -123,17 +121,17 @@ def precision_recall_coverage(real: Tensor, fake: Tensor, nearest_k: int = 5) ->
     Args:
         real: `(N, D)` features of real images.
         fake: `(M, D)` features of generated images.
-        nearest_k: a point's ball reaches to its k-th neighbour; N and M must be larger than k + 1.
+        nearest_k: number k of nearest neighbours that defines the radius around a point; N and M must exceed k + 1.
 
     Raises:
-        ValueError: too few points.
+        ValueError: there are too few points.
     """
-    from prdc import compute_prdc  # here, since only the evaluation's extras have it
+    from prdc import compute_prdc  # here, because it is an optional package
 
     if min(len(real), len(fake)) < nearest_k + 2:
         raise ValueError(
             f"precision and recall at k = {nearest_k} need {nearest_k + 2} images, got {len(real)}, {len(fake)}."
         )
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints the numbers of points
+    with contextlib.redirect_stdout(io.StringIO()):  # prdc prints the numbers of points
         values = compute_prdc(real.double().numpy(), fake.double().numpy(), nearest_k)
     return {name: float(value) for name, value in values.items()}

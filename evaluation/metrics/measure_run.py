@@ -1,4 +1,4 @@
-"""Measures a run: every encoder sees every image once, then each figure is a pure function of the features."""
+"""Measurement of a run: each encoder encodes all images once, and the metrics are computed from the features."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -24,12 +24,12 @@ Figures = dict[str, dict[str, Any]]
 
 @dataclass
 class Observers:
-    """The networks that are needed for the metrics asked for.
+    """The encoders for the requested metrics.
 
     Attributes:
-        metrics: out of `METRICS`.
-        encoders: by name: `inception`, `dinov2`, `clip`, or `evaluator` alone.
-        names: what a figure's definition calls each of them.
+        metrics: requested metrics, from `METRICS`.
+        encoders: encoders by name: `inception`, `dinov2` and `clip`, or only `evaluator`.
+        names: descriptions of the encoders for the definitions of the metrics.
     """
 
     metrics: tuple[str, ...]
@@ -49,10 +49,10 @@ def load_observers(
     inception_weights: Path | None = None,
     evaluator: str | None = None,
 ) -> Observers:
-    """Load what `metrics` need; with `evaluator` (a path) that network alone.
+    """Load the encoders for `metrics`, or only the evaluator if its path is given.
 
     Raises:
-        EvaluationError: a network cannot be had.
+        EvaluationError: a network cannot be loaded.
     """
     observers = Observers(tuple(metrics))
     if evaluator:
@@ -70,7 +70,7 @@ def load_observers(
 def extract_features(
     encoders: Mapping[str, Encoder], images: Iterable[Image.Image], total: int, batch_size: int
 ) -> dict[str, Tensor]:
-    """Show every image to every encoder. Returns features `(N, D)` by encoder."""
+    """Encode all images with all encoders. Returns features `(N, D)` by the names of the encoders."""
     seen: dict[str, list[Tensor]] = {name: [] for name in encoders}
     rest = iter(images)
     with tqdm(total=total, unit="image", desc="features", leave=False) as progress:
@@ -82,7 +82,7 @@ def extract_features(
 
 
 class References:
-    """Features of the real images, computed once for every image size that the runs have."""
+    """Features of the real images, computed once for each image size of the runs."""
 
     def __init__(self, files: list[Path], observers: Observers, batch_size: int):
         self.files = files
@@ -91,7 +91,7 @@ class References:
         self.seen: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def __call__(self, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Features by encoder, of images cut and resized to `size`."""
+        """Features by encoder, of images that are cropped and resized to `size`."""
         if size not in self.seen:
             self.seen[size] = extract_features(
                 self.encoders, read_images(self.files, size), len(self.files), self.batch_size
@@ -100,10 +100,10 @@ class References:
 
 
 def measure_run(run: Run, observers: Observers, references: References, batch_size: int) -> Figures:
-    """All figures of a run.
+    """Compute all metrics of a run.
 
-    Distances and scores use the first image of every prompt, diversity all of them; it is left out where every prompt
-    has one image only.
+    Distances and scores use the first image of each prompt, and diversity uses all images. Diversity is omitted if
+    there is only one image per prompt.
     """
     size = run.load(run.shots[0]).size
     seen = extract_features(observers.encoders, (run.load(shot) for shot in run.shots), len(run.shots), batch_size)
@@ -152,7 +152,7 @@ def _distance(real: Tensor, fake: Tensor, name: str) -> dict[str, Any]:
 
 
 def _manifold_figures(run: Run, observers: Observers, real: Tensor, features: Tensor, name: str) -> Figures:
-    """Precision, recall, density and coverage of the first images, diversity of all."""
+    """Precision, recall, density and coverage of the first images, and diversity of all images."""
     figures: Figures = {}
     first = features[: len(run.prompts)]
     if "prdc" in observers.metrics:
@@ -169,7 +169,7 @@ def _manifold_figures(run: Run, observers: Observers, real: Tensor, features: Te
 
 
 def named_labels(prompts: list[str], label2id: Mapping[str, int]) -> dict[int, int]:
-    """Index of prompt to class index, of the prompts that hold exactly one class name as a word."""
+    """Map the indices of prompts that contain exactly one class name as a word to the index of this class."""
     named = {}
     for index, prompt in enumerate(prompts):
         labels = set(re.findall(r"\w+", prompt.lower())) & label2id.keys()
@@ -179,16 +179,16 @@ def named_labels(prompts: list[str], label2id: Mapping[str, int]) -> dict[int, i
 
 
 def check_metrics(metrics: Iterable[str], num_prompts: int, num_references: int) -> None:
-    """Raises: EvaluationError: too few images for what is asked, or a package that is not installed."""
+    """Raise an EvaluationError if there are too few images for the metrics, or a package is not installed."""
     require_packages("torchmetrics")
     if "prdc" in metrics:
         require_packages("prdc", "sklearn", "scipy")
     few = min(num_prompts, num_references)
     if "prdc" in metrics and few < 7:
         raise EvaluationError(
-            f"--metrics prdc: needs 7 images of either kind, there are {num_prompts} and {num_references}."
+            f"--metrics prdc: it needs 7 generated and 7 real images, but there are {num_prompts} and {num_references}."
         )
     if few < 2:
         raise EvaluationError(
-            f"a Frechet distance needs 2 images of either kind, there are {num_prompts} and {num_references}."
+            f"a Frechet distance needs 2 generated and 2 real images, but there are {num_prompts} and {num_references}."
         )

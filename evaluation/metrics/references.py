@@ -1,4 +1,4 @@
-"""Finds and reads the real images to compare with: a folder, or an image column of a data set."""
+"""Reading of the real images for a comparison, from a folder or an image column of a data set."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +12,10 @@ ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def find_images(folder: Path, count: int | None = None) -> list[Path]:
-    """Image files below `folder`, sorted by path; the first `count`.
+    """The first `count` image files in `folder` and its subfolders, sorted by path; None for all.
 
     Raises:
-        EvaluationError: no such folder, or it holds fewer than 2 or fewer than `count` images.
+        EvaluationError: the folder does not exist, or contains fewer than 2 or fewer than `count` images.
     """
     if not folder.is_dir():
         raise EvaluationError(f"--reference {folder}: there is no such folder; give a folder of real images.")
@@ -23,13 +23,14 @@ def find_images(folder: Path, count: int | None = None) -> list[Path]:
     needed = max(2, count or 0)
     if len(files) < needed:
         raise EvaluationError(
-            f"--reference {folder}: holds {len(files)} images ({', '.join(sorted(ENDINGS))}), but {needed} are needed."
+            f"--reference {folder}: there are {len(files)} images ({', '.join(sorted(ENDINGS))}), but {needed} are "
+            "needed."
         )
     return files[:count]
 
 
 def read_images(files: list[Path], size: tuple[int, int]) -> Iterator[Image.Image]:
-    """Read RGB images, each cut to the middle and resized (Lanczos) to `size` (width, height).
+    """Read RGB images, each center-cropped and resized (Lanczos) to `size` (width, height).
 
     Raises:
         EvaluationError: a file is damaged.
@@ -43,10 +44,10 @@ def read_images(files: list[Path], size: tuple[int, int]) -> Iterator[Image.Imag
 
 
 def export_dataset(name: str, config: str | None, split: str, image_column: str, cache: Path) -> Path:
-    """Write an image column of a data set to a folder of its own in `cache`, in order, once. Returns the folder.
+    """Write an image column of a data set to a subfolder of `cache`, once. Returns the subfolder.
 
     Raises:
-        EvaluationError: no such split or column.
+        EvaluationError: the split or column does not exist.
     """
     import datasets
 

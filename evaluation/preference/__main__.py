@@ -5,7 +5,7 @@
     python -m evaluation.preference elo --study study.sqlite --output elo.json
 
 `serve` shows people two images at a time; `judge` lets a reward model vote; `elo` computes win rates and ELO scores.
-One study can hold both kinds of votes, which are counted apart.
+One study can contain both kinds of votes, which are counted separately.
 """
 
 import argparse
@@ -34,59 +34,59 @@ from training.command import command_name, run_command
 
 MODULE = "evaluation.preference"
 REWARD_ADVICE = (
-    "Give a Hub id or a folder with config.json, model.safetensors and tokenizer.json; --processor names the tokenizer "
-    "and image processor where they are not with the model."
+    "Give a Hub id or a folder with config.json, model.safetensors and tokenizer.json. If tokenizer and image "
+    "processor are not with the model, give them with --processor."
 )
 
 
-# One option a line where it fits: this is a table, and the formatter would make it three screens longer.
+# The formatter would wrap each option over several lines.
 # fmt: off
 def make_preference_parser() -> OneLineParser:
-    """The command line."""
+    """Make the parser of `python -m evaluation.preference`."""
     parser = make_parser(MODULE, __doc__)
     commands = parser.add_subparsers(dest="subcommand", required=True)
-    serve = add_subcommand(commands, "serve", "Show people pairs of images and keep their votes.")
+    serve = add_subcommand(commands, "serve", "Serve a web page that shows pairs of images and records votes.")
     judge = add_subcommand(commands, "judge", "Let a reward model vote.")
-    elo = add_subcommand(commands, "elo", "Compute win rates and ELO scores of the votes.")
+    elo = add_subcommand(commands, "elo", "Compute win rates and ELO scores from the votes.")
     for command in (serve, judge, elo):
-        command.add_argument("--study", type=Path, required=True, help="SQLite file of the study; `serve` and `judge` "
-            "make it if it does not exist.")
+        command.add_argument("--study", type=Path, required=True, help="SQLite file of the study. `serve` and `judge` "
+            "create it if it does not exist.")
     for command in (serve, judge):
         add = command.add_argument
         add("runs", type=Path, nargs="+", metavar="RUN", help="Folders of runs over the same prompts and seeds.")
-        add("--num_prompts", type=parse_count, default=None, help="Number of prompts to compare on, from the first; "
-            "the paper has 100.")
+        add("--num_prompts", type=parse_count, default=None, help="Number of prompts to compare, starting with the "
+            "first. The paper uses 100.")
     add = serve.add_argument
-    add("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 lets other machines vote.")
-    add("--port", type=int, default=8000, help="Port; 0 takes a free one.")
-    add("--allowed_hosts", nargs="+", default=[], metavar="NAME", help="Further names that browsers may call this "
-        "server by, such as that of a proxy. The machine's own are always allowed.")
-    add("--votes_per_task", type=parse_count, default=4, help="Votes on every pair, prompt and question.")
-    add("--check_share", type=parse_share, default=0.1, help="Share of attention checks, which show an image beside "
-        "its spoilt copy.")
+    add("--host", default="127.0.0.1", help="Address to listen on. 0.0.0.0 makes the page available to other machines.")
+    add("--port", type=int, default=8000, help="Port to listen on. 0 selects a free port.")
+    add("--allowed_hosts", nargs="+", default=[], metavar="NAME", help="Additional host names that browsers may use "
+        "for this server, such as that of a proxy. The names of this machine are always allowed.")
+    add("--votes_per_task", type=parse_count, default=4, help="Number of votes for each pair, prompt and question.")
+    add("--check_share", type=parse_share, default=0.1, help="Fraction of attention checks, which show an image beside "
+        "a degraded copy.")
     add = judge.add_argument
-    add("--model", required=True, help="Hub id or folder of a reward model in CLIP's layout.")
-    add("--processor", default=None, help="Hub id or folder of its processor, where that is not with the model.")
-    add("--batch_size", type=parse_count, default=32, help="Images that the model sees at once.")
-    add("--device", default=None, help="cpu, cuda, cuda:1; default: the accelerator if there is one.")
+    add("--model", required=True, help="Hub id or folder of a reward model with the layout of CLIP.")
+    add("--processor", default=None, help="Hub id or folder of the processor, if it is not with the model.")
+    add("--batch_size", type=parse_count, default=32, help="Number of images per forward pass.")
+    add("--device", default=None, help="Device, such as cpu, cuda or cuda:1. Defaults to the accelerator, if any.")
     add = elo.add_argument
-    add("--output", type=Path, default=None, help="JSON file for the figures; `evaluation compare --elo` plots them.")
-    add("--voters", choices=["people", "judges"], default="people", help="Whose votes count.")
-    add("--min_attention", type=parse_share, default=0.8, help="Share of attention checks a voter must have passed.")
-    add("--rounds", type=parse_count, default=ROUNDS, help="Shuffled orders of the games.")
-    add("--seed", type=int, default=0, help="Seed of the orders.")
+    add("--output", type=Path, default=None, help="JSON file for the figures, for `evaluation compare --elo`.")
+    add("--voters", choices=["people", "judges"], default="people", help="Voters whose votes are counted.")
+    add("--min_attention", type=parse_share, default=0.8, help="Fraction of attention checks that a voter must pass.")
+    add("--rounds", type=parse_count, default=ROUNDS, help="Number of random orders of the games to average over.")
+    add("--seed", type=int, default=0, help="Seed for the orders.")
     return parser
 # fmt: on
 
 
 def open_study(args: argparse.Namespace) -> tuple[Store, list[Run], int]:
-    """Open runs and store. Returns them and the number of prompts compared."""
+    """Open the study and the runs. Returns both and the number of prompts to compare."""
     if len(args.runs) < 2:
         raise EvaluationError("a preference study needs at least two runs.")
     runs = open_comparable(args.runs)
     count = args.num_prompts or len(runs[0].prompts)
     if count > len(runs[0].prompts):
-        raise EvaluationError(f"--num_prompts {count}: the runs have {len(runs[0].prompts)}.")
+        raise EvaluationError(f"--num_prompts {count}: the runs have {len(runs[0].prompts)} prompts.")
     study = {
         "runs": sorted(run.name for run in runs),
         "prompts_sha256": runs[0].manifest["prompts_sha256"],
@@ -98,7 +98,7 @@ def open_study(args: argparse.Namespace) -> tuple[Store, list[Run], int]:
 def run_serve(args: argparse.Namespace, command: str) -> None:
     """Serve the page until interrupted."""
     if args.check_share == 1:
-        raise EvaluationError("--check_share 1.0: attention checks alone never end; the share must be below 1.")
+        raise EvaluationError("--check_share 1.0: give a number below 1, because attention checks alone never end.")
     require_packages("starlette", "uvicorn")
     from evaluation.preference.app import StudyPage, make_app
     from evaluation.preference.server import StudyServer, choose_hosts
@@ -109,7 +109,7 @@ def run_serve(args: argparse.Namespace, command: str) -> None:
     server = StudyServer(make_app(page, hosts), args.host, args.port)
     print(f"Vote at {server.url} (end with Ctrl-C). The votes are in {args.study}.", flush=True)
     if args.host not in hosts[:2]:
-        print(f"Answers to the names {', '.join(hosts)}; --allowed_hosts adds others.", flush=True)
+        print(f"The server accepts the names {', '.join(hosts)}; --allowed_hosts adds others.", flush=True)
     try:
         server.run()
     except KeyboardInterrupt:
@@ -117,7 +117,7 @@ def run_serve(args: argparse.Namespace, command: str) -> None:
 
 
 def run_judge(args: argparse.Namespace, command: str) -> None:
-    """Let a model vote on all pairs, prompts and questions."""
+    """Let a reward model vote on all pairs, prompts and questions."""
     from evaluation.metrics.encoders import ClipEncoder
     from evaluation.preference.reward_model import score_images, vote_by_reward
 
@@ -129,7 +129,7 @@ def run_judge(args: argparse.Namespace, command: str) -> None:
 
 
 def run_elo(args: argparse.Namespace, command: str) -> None:
-    """Print the tables, and write the figures if asked."""
+    """Print the tables, and write the figures to `--output` if it is given."""
     require_packages("scipy")
     study, votes = read_study(args.study), read_votes(args.study)
     counted = counted_votes(votes, args.voters, args.min_attention)
@@ -143,8 +143,8 @@ def run_elo(args: argparse.Namespace, command: str) -> None:
     }
     print(preference_markdown(summary))
     print(
-        f"{len(counted)} votes of {summary['num_voters']} {args.voters}; {len(failed)} voters left out for failed "
-        "attention checks."
+        f"{len(counted)} votes of {summary['num_voters']} {args.voters}; {len(failed)} voters are excluded because of "
+        "failed attention checks."
     )
     if args.output:
         write_json(args.output, summary)
@@ -154,10 +154,10 @@ COMMANDS = {"serve": run_serve, "judge": run_judge, "elo": run_elo}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command.
+    """Run the command line `argv`, by default that of the process.
 
     Raises:
-        SystemExit: it failed, with the exit status.
+        SystemExit: the command failed; it has the exit status.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     command = shlex.join([*command_name(MODULE).split(), *words])
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             COMMANDS[args.subcommand](args, command)
         except StudyBusyError as error:
-            raise EvaluationError(f"--study {args.study}: is locked by another program; try again.") from error
+            raise EvaluationError(f"--study {args.study}: the file is locked by another program; try again.") from error
 
     run_command(make_preference_parser(), words, run)
 

@@ -1,14 +1,14 @@
-"""The voting page as a Starlette application; nothing on it comes from another site.
+"""The voting page as a Starlette application, without resources from other sites.
 
-    GET  /                         the page; gives a new voter a cookie
-    GET  /next                     what to answer: token, question, prompt (only if adherence is asked), progress
+    GET  /                         the page; sets a cookie for a new voter
+    GET  /next                     the next task: token, question, prompt (only for adherence), progress
     GET  /image/TOKEN/left|right   a PNG
     POST /vote                     {"token": ..., "choice": "left" | "right" | "tie"}
 
-A voter is whoever has the cookie, a random secret whose hash the study keeps: nobody can vote as someone else, or on
-what another voter was shown. `?voter=NAME`, which a survey platform can add to every address, keeps voters of one
-browser apart and is stored beside their votes, but proves nothing. No answer holds a run's name or an image's file
-name, so a voter cannot know which is which.
+A voter is identified by a cookie with a random secret, of which the study stores the hash, so nobody can vote as
+another voter or on another voter's task. `?voter=NAME`, which a survey platform can add to the address, separates the
+voters of one browser and is stored with their votes, but is not verified. No response contains the name of a run or
+image file, so voters cannot tell the runs apart.
 """
 
 import hashlib
@@ -35,10 +35,10 @@ from evaluation.runs.run import Run
 PARTICIPANT = re.compile(r"[\w.@+-]{1,128}", re.ASCII)
 TOKEN = re.compile(r"[\w-]{1,64}", re.ASCII)
 MAX_BODY = 4096  # bytes of a vote
-MAX_DISCARDED = 16 * 2**20  # bytes of an oversized body that are read so that its sender gets to read the answer
-BODY_SECONDS = 20.0  # that a body may take
+MAX_DISCARDED = 16 * 2**20  # bytes of an oversized body that are read, so that its sender can read the response
+BODY_SECONDS = 20.0  # time limit for receiving a body
 COOKIE_SECONDS = 90 * 24 * 3600
-SPOILT_SIZE = 4  # pixels: an image of 4 x 4 colours depicts nothing
+SPOILT_SIZE = 4  # pixels; an image of 4 x 4 pixels does not show anything
 # The paper's two tasks: quality without the prompt, adherence with it.
 WORDING = {
     "quality": "Which image is of better quality and more pleasing?",
@@ -56,18 +56,18 @@ HEADERS = {
 
 
 def spoil_image(image: Image.Image) -> Image.Image:
-    """Reduce an image to 4 x 4 colours at its old size: what an attentive voter never prefers."""
+    """Degrade an image to 4 x 4 blocks of its original size, which an attentive voter never prefers."""
     return image.resize((SPOILT_SIZE, SPOILT_SIZE), Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST)
 
 
 class StudyPage:
-    """Answers the requests of one study.
+    """Handles the requests of one study.
 
     Args:
-        store: where votes go.
-        runs: what is compared, by the names that the store has.
-        votes_per_task: number of people who vote on every pair, prompt and question.
-        check_share: share of attention checks among what is shown.
+        store: store of the votes.
+        runs: runs to compare, with the same names as in the store.
+        votes_per_task: number of votes for each pair, prompt and question.
+        check_share: fraction of attention checks.
     """
 
     def __init__(self, store: Store, runs: list[Run], votes_per_task: int, check_share: float):
@@ -82,7 +82,7 @@ class StudyPage:
         participant = self._participant(request)
         response = HTMLResponse(render_page("preference/templates/vote.html", sharp_below=SHARP_BELOW), headers=HEADERS)
         if self._find_voter(request) is None:
-            # Not "strict": a voter who comes back by a link from a survey platform must be the same voter.
+            # Not "strict", so that a voter who returns by a link from a survey platform is recognized.
             response.set_cookie(
                 self._cookie_name(participant), self.store.add_voter(participant), max_age=COOKIE_SECONDS,
                 httponly=True, samesite="lax",
@@ -90,7 +90,7 @@ class StudyPage:
         return response
 
     def show_next(self, request: Request) -> Response:
-        """What the voter is to answer; a null token when nothing is left."""
+        """The next task of the voter; the token is null if there are no more tasks."""
         voter = self._require_voter(request)
         assignment = self.store.assign(voter, self.votes_per_task, self.check_share)
         done, total = self.store.progress(voter, self.votes_per_task)
@@ -101,7 +101,7 @@ class StudyPage:
         return JSONResponse(task, headers=HEADERS)
 
     def show_image(self, request: Request) -> Response:
-        """A PNG without metadata, of an assignment of this voter."""
+        """An image of one of the voter's assignments, as PNG without metadata."""
         voter = self._require_voter(request)
         token, side = request.path_params["token"], request.path_params["side"]
         assignment = self.store.find_assignment(token) if TOKEN.fullmatch(token) and side in SIDES else None
@@ -118,8 +118,8 @@ class StudyPage:
         return buffer.getvalue()
 
     async def take_vote(self, request: Request) -> Response:
-        """A vote. 409 if it was given before, or is on another voter's assignment."""
-        # A page of another site can send a form, but not this type.
+        """Record a vote. Responds 409 if it was given before, or belongs to another voter's assignment."""
+        # Pages of other sites can send forms, but not this content type.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise HTTPException(415, "send application/json")
         token, choice = _parse_vote(await _read_body(request))
@@ -135,7 +135,7 @@ class StudyPage:
         return name
 
     def _cookie_name(self, participant: str | None) -> str:
-        """Cookies are shared by all ports of a host, so each study has its own."""
+        """Name of the cookie. Each study has its own, because cookies are shared by all ports of a host."""
         text = f"{self.store.fingerprint} {participant or ''}"
         return f"voter-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -151,7 +151,7 @@ class StudyPage:
 
 
 async def _read_body(request: Request) -> bytes:
-    """The body, up to `MAX_BODY` bytes. Of a longer one some more is read and discarded."""
+    """Read the body, up to `MAX_BODY` bytes. Up to `MAX_DISCARDED` bytes of a longer body are discarded."""
     body, size = b"", 0
     try:
         with anyio.fail_after(BODY_SECONDS):
@@ -163,7 +163,7 @@ async def _read_body(request: Request) -> bytes:
     except TimeoutError:
         raise HTTPException(408, f"the body did not arrive in {BODY_SECONDS:g} seconds") from None
     except ClientDisconnect:
-        raise HTTPException(400, "the body was cut off") from None
+        raise HTTPException(400, "the body was truncated") from None
     if size > MAX_BODY:
         raise HTTPException(413, f"at most {MAX_BODY} bytes")
     return body
@@ -177,9 +177,9 @@ def _parse_vote(body: bytes) -> tuple[str, str]:
     except (ValueError, TypeError, KeyError, RecursionError):
         raise HTTPException(400, "send JSON with token and choice") from None
     if not isinstance(token, str) or not TOKEN.fullmatch(token):
-        raise HTTPException(400, "token: as /next gave it")
+        raise HTTPException(400, "token must be one from /next")
     if choice not in (*SIDES, TIE):
-        raise HTTPException(400, f"choice is one of {', '.join((*SIDES, TIE))}")
+        raise HTTPException(400, f"choice must be one of {', '.join((*SIDES, TIE))}")
     return token, choice
 
 

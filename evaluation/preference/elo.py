@@ -1,17 +1,17 @@
-"""Win rates and ELO scores of pairwise votes, as in the paper's appendix B.2. Pure functions of arrays.
+"""Win rates and ELO scores from pairwise votes (appendix B.2 of the paper), as pure functions of arrays.
 
 Games are an integer array `(N, 3)`: index of the winner, index of the loser, and 1 for a tie of these two, else 0.
 """
 
 import numpy as np
 
-START, K = 1000.0, 1.0  # the paper's
+START, K = 1000.0, 1.0  # as in the paper
 ROUNDS = 1000  # shuffled orders; the paper's text has "bootstrap ... in a randomly shuffled order"
 CONFIDENCE = 0.95
 
 
 def expected_share(rating: np.ndarray | float, other: np.ndarray | float) -> np.ndarray | float:
-    """E_1 = 1 / (1 + 10^((R_2 - R_1) / 400)): the share of games that a player of `rating` should win."""
+    """E_1 = 1 / (1 + 10^((R_2 - R_1) / 400)): the expected fraction of games that a player wins."""
     return 1 / (1 + 10 ** ((other - rating) / 400))
 
 
@@ -37,7 +37,7 @@ def play_games(games: np.ndarray, num_players: int, start: float = START, k: flo
 
 
 def elo_scores(games: np.ndarray, num_players: int, rounds: int = ROUNDS, seed: int = 0) -> np.ndarray:
-    """ELO scores `(P,)`: the mean over `rounds` shuffled orders of all games (in one order the last weigh most)."""
+    """ELO scores `(P,)`: the mean over `rounds` random orders of all games (in one order, later games count more)."""
     shuffled = _shuffle(games, rounds, np.random.default_rng(seed))
     return play_games(shuffled, num_players).mean(axis=0)
 
@@ -59,20 +59,20 @@ def _shuffle(games: np.ndarray, rounds: int, generator: np.random.Generator) -> 
 
 
 def win_rate(wins: int, total: int) -> tuple[float, float, float]:
-    """Share of wins and its 95 % confidence interval (Wilson): `(share, low, high)`."""
-    from scipy.stats import binomtest  # here, since only the evaluation's extras have it
+    """Fraction of wins and its 95 % confidence interval (Wilson): `(fraction, low, high)`."""
+    from scipy.stats import binomtest  # here, because it is an optional package
 
     interval = binomtest(wins, total).proportion_ci(CONFIDENCE, method="wilson")
     return wins / total, float(interval.low), float(interval.high)
 
 
 def win_counts(games: np.ndarray, num_players: int) -> np.ndarray:
-    """How often the row beat the column, ties left out: integers `(P, P)`."""
+    """Number of times that the row beat the column, without ties: integers `(P, P)`."""
     return _count_pairs(games[games[:, 2] == 0], num_players)
 
 
 def tie_counts(games: np.ndarray, num_players: int) -> np.ndarray:
-    """How often row and column tied: symmetric integers `(P, P)`."""
+    """Number of ties between row and column: symmetric integers `(P, P)`."""
     counts = _count_pairs(games[games[:, 2] == 1], num_players)
     return counts + counts.T
 

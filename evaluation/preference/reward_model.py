@@ -1,4 +1,4 @@
-"""Lets a reward model vote in place of people: any model in CLIP's layout, such as PickScore."""
+"""Votes of a reward model with the layout of CLIP, such as PickScore."""
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ def score_images(model: ClipEncoder, run: Run, num_prompts: int, batch_size: int
 
 
 def vote_by_reward(store: Store, voter: str, scores: dict[str, Tensor]) -> tuple[int, int]:
-    """Vote on every task that `voter` has not voted on, for the image with the larger reward.
+    """Vote on all tasks that `voter` has not voted on yet, for the image with the larger reward.
 
     Equal rewards give no vote. A model has one reward, so it answers all questions alike.
 

@@ -1,11 +1,11 @@
-"""The SQLite tables of a study, and opening them."""
+"""The SQLite tables of a study, and the opening of its file."""
 
 import sqlite3
 from pathlib import Path
 
 from evaluation.errors import EvaluationError
 
-BUSY_SECONDS = 5.0  # that a request waits for a file which another program has locked
+BUSY_SECONDS = 5.0  # time that a request waits for a file that another program has locked
 VERSION = 2
 
 _ASSIGNMENTS = """
@@ -22,7 +22,7 @@ _TABLES = (
         id INTEGER PRIMARY KEY, prompt INTEGER NOT NULL, first TEXT NOT NULL, second TEXT NOT NULL,
         question TEXT NOT NULL, UNIQUE (prompt, first, second, question)
     )""",
-    # `participant` is what the link said, for a survey platform; it is a claim and identifies nobody.
+    # `participant` is the name in the link of a survey platform; it is not verified.
     """CREATE TABLE IF NOT EXISTS voters (
         id TEXT PRIMARY KEY, secret_sha256 TEXT NOT NULL UNIQUE, participant TEXT, joined_at REAL NOT NULL
     )""",
@@ -33,7 +33,7 @@ _TABLES = (
 
 
 def connect_study(path: Path, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
-    """Open a study's file, and bring one of an earlier version up to date.
+    """Open the file of a study, and update a file of an earlier version.
 
     Args:
         path: SQLite file; made if it does not exist.
@@ -45,7 +45,7 @@ def connect_study(path: Path, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Con
     try:
         connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=busy_seconds)
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # WAL's default would lose the last votes with the power
+        connection.execute("PRAGMA synchronous = FULL")  # the default for WAL could lose the last votes in a power cut
         connection.execute("BEGIN IMMEDIATE")
         _make_tables(connection, path)
         connection.execute("COMMIT")
@@ -57,10 +57,10 @@ def connect_study(path: Path, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Con
 def _make_tables(connection: sqlite3.Connection, path: Path) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > VERSION:
-        raise EvaluationError(f"--study {path}: was written by a newer version of this program (format {version}).")
+        raise EvaluationError(f"--study {path}: a newer version of this program wrote the file (format {version}).")
     has_votes = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'assignments'").fetchone()
     is_old = has_votes and version < VERSION
-    if is_old:  # which knew no ties, and SQLite cannot change a constraint in place
+    if is_old:  # its constraint does not allow ties, and SQLite cannot change a constraint in place
         connection.execute("ALTER TABLE assignments RENAME TO old_assignments")
         connection.execute("DROP INDEX once")
         connection.execute("DROP INDEX one_open")

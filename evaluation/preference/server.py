@@ -1,4 +1,4 @@
-"""Serves the voting page with uvicorn."""
+"""The uvicorn server of the voting page."""
 
 import socket
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ WILDCARDS = ("0.0.0.0", "::")
 
 
 def choose_hosts(host: str, more: Iterable[str] = ()) -> list[str]:
-    """Names that a browser may call this server by: loopback, `host`, `more`, and the machine's own for a wildcard."""
+    """Host names that the server accepts: loopback, `host`, `more`, and for a wildcard the names of this machine."""
     hosts = [*LOOPBACK, *more]
     if host in WILDCARDS:
         hosts += [socket.gethostname(), socket.getfqdn(), own_address()]
@@ -23,17 +23,17 @@ def choose_hosts(host: str, more: Iterable[str] = ()) -> list[str]:
 
 
 def own_address() -> str:
-    """The address of this machine in its network, or loopback where it has none. Sends nothing."""
+    """The address of this machine in its network, or loopback if it has none. Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # a documentation address: choosing the route is all that happens
+            probe.connect(("192.0.2.1", 9))  # an address for documentation; this only selects the route
             return probe.getsockname()[0]
         except OSError:
             return LOOPBACK[0]
 
 
 class StudyServer:
-    """Listens from its creation on, and answers while `run` runs.
+    """A server that listens from its creation on, and responds while `run` is running.
 
     Args:
         app: see `app.make_app`.
@@ -52,20 +52,20 @@ class StudyServer:
             reason = getattr(error, "strerror", None) or error
             raise EvaluationError(f"--host {host} --port {port}: {reason}; try --port 0.") from error
         self.host, self.port = host, self._socket.getsockname()[1]
-        # No access log: who votes when is nobody's business.
+        # No access log, for the privacy of the voters.
         config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
         self._server = uvicorn.Server(config)
 
     @property
     def url(self) -> str:
-        """Address of the page, as a browser takes it."""
+        """URL of the page."""
         host = own_address() if self.host in WILDCARDS else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     def run(self) -> None:
-        """Answer until interrupted or stopped."""
+        """Respond to requests until interrupted or stopped."""
         self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Make `run` return soon; for another thread."""
+        """Make `run` return soon; called from another thread."""
         self._server.should_exit = True

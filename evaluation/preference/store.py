@@ -27,12 +27,12 @@ TIE = "tie"
 
 
 class StudyBusyError(Exception):
-    """The study's file stayed locked by another program; nothing was read or written, and asking again may work."""
+    """The study's file is locked by another program. Nothing was read or written; the request can be repeated."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a voter sees.
+    """A pair of images that is shown to a voter.
 
     Attributes:
         token: secret name of the assignment.
@@ -53,7 +53,7 @@ class Assignment:
 
 
 class Store:
-    """A study's file.
+    """The file of a study.
 
     Args:
         path: SQLite file; made if it does not exist.
@@ -75,7 +75,7 @@ class Store:
             known = dict(cursor.execute("SELECT key, value FROM study"))
             if known and known != wanted:
                 changed = ", ".join(key for key in wanted if known.get(key) != wanted[key])
-                raise EvaluationError(f"--study {path} holds another study (other {changed}); give another file.")
+                raise EvaluationError(f"--study {path} contains another study (other {changed}); give another file.")
             cursor.executemany("INSERT OR IGNORE INTO study VALUES (?, ?)", wanted.items())
             pairs = itertools.combinations(study["runs"], 2)
             cursor.executemany(
@@ -85,7 +85,7 @@ class Store:
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Cursor]:
-        """One at a time in this process, and all or nothing; `DEFERRED` reads while another program writes."""
+        """Run one transaction at a time in this process. `DEFERRED` can read while another program writes."""
         if not self.lock.acquire(timeout=self.busy_seconds):
             raise StudyBusyError
         try:
@@ -103,7 +103,7 @@ class Store:
             self.lock.release()
 
     def add_voter(self, participant: str | None) -> str:
-        """Make a voter, and return the secret that proves to be that voter. The file keeps only its hash.
+        """Add a voter, and return the secret that identifies the voter. The file only stores its hash.
 
         Args:
             participant: what the link to the page said of the voter, for the one who runs the study.
@@ -117,13 +117,13 @@ class Store:
         return secret
 
     def find_voter(self, secret: str) -> str | None:
-        """Id of the voter whose secret this is; None if it is nobody's."""
+        """Id of the voter with this secret; None if there is none."""
         with self._transaction("DEFERRED") as cursor:
             row = cursor.execute("SELECT id FROM voters WHERE secret_sha256 = ?", (_hash(secret),)).fetchone()
             return row and row[0]
 
     def assign(self, voter: str, votes_per_task: int, check_share: float) -> Assignment | None:
-        """The next assignment of `voter`: the open one if there is one, else a new one; None when nothing is left.
+        """The next assignment of `voter`: the open one if there is one, else a new one; None if there are no more.
 
         A new one is, with probability `check_share`, an attention check, else one of the tasks that fewest have voted
         on, at random, in random order of sides. A task is done with `votes_per_task` votes of people, and may get a
@@ -148,7 +148,7 @@ class Store:
 
     @staticmethod
     def _remaining_tasks(cursor: sqlite3.Cursor, voter: str, votes_per_task: int) -> list[int]:
-        """Tasks that `voter` was not shown and that lack votes; those with fewest votes first, else at random."""
+        """Tasks that `voter` has not seen and that need more votes, ordered by number of votes and then at random."""
         rows = cursor.execute(
             """SELECT tasks.id, COUNT(votes.token) AS votes FROM tasks
                LEFT JOIN assignments AS votes
@@ -175,12 +175,12 @@ class Store:
         return Assignment(token, voter, prompt, question, left, right, None)
 
     def find_assignment(self, token: str) -> Assignment | None:
-        """The assignment of that name, if there is one."""
+        """The assignment with this token, or None."""
         with self._transaction("DEFERRED") as cursor:
             return self._find(cursor, token)
 
     def add_vote(self, voter: str, token: str, choice: str) -> bool:
-        """Take a vote on an assignment of `voter`: `left`, `right` or `tie`.
+        """Record a vote on an assignment of `voter`: `left`, `right` or `tie`.
 
         Returns:
             Whether it counts: False if the assignment has a vote already, is another voter's, or does not exist.
@@ -196,7 +196,7 @@ class Store:
             return cursor.rowcount == 1
 
     def progress(self, voter: str, votes_per_task: int) -> tuple[int, int]:
-        """How many tasks `voter` has voted on, and how many these and the remaining ones are; without checks."""
+        """Number of tasks that `voter` has voted on, and this number plus the remaining tasks; without checks."""
         with self._transaction("DEFERRED") as cursor:
             query = "SELECT COUNT(*), COUNT(choice) FROM assignments WHERE voter = ? AND NOT is_check"
             shown, done = cursor.execute(query, (voter,)).fetchone()
@@ -210,7 +210,7 @@ class Store:
             ).fetchall()
 
     def add_judge_votes(self, judge: str, votes: list[tuple[int, str]]) -> None:
-        """Take a judge's votes, `(task id, "left" for the first run or "right" for the second)`, all or none."""
+        """Record a judge's votes, `(task id, "left" for the first run or "right" for the second)`, atomically."""
         now = time.time()
         with self._transaction() as cursor:
             cursor.executemany(

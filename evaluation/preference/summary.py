@@ -1,4 +1,4 @@
-"""Turns votes into figures: whose votes count, ELO, win rates, and the Markdown of both."""
+"""Summary of votes: the counted votes, ELO, win rates, and their Markdown tables."""
 
 from collections import defaultdict
 from typing import Any
@@ -13,7 +13,7 @@ Votes = list[dict[str, Any]]
 
 
 def count_checks(votes: Votes) -> dict[str, tuple[int, int]]:
-    """Attention checks passed and seen, by voter; everybody who voted is in it."""
+    """Number of attention checks passed and seen, for each voter."""
     checks: dict[str, list[bool]] = defaultdict(list)
     for vote in votes:
         checks[vote["voter"]] += [vote["passed"]] if vote["is_check"] else []
@@ -21,7 +21,7 @@ def count_checks(votes: Votes) -> dict[str, tuple[int, int]]:
 
 
 def counted_votes(votes: Votes, voters: str, min_attention: float) -> Votes:
-    """Votes of the attentive `people`, or of `judges`.
+    """The votes of attentive `people`, or of `judges`.
 
     Raises:
         EvaluationError: there are none.
@@ -35,14 +35,14 @@ def counted_votes(votes: Votes, voters: str, min_attention: float) -> Votes:
     ]
     if not counted:
         raise EvaluationError(
-            f"--voters {voters}: none of {len(votes)} votes counts. People count with --voters people if they passed "
-            f"--min_attention {min_attention} of their checks, models with --voters judges."
+            f"--voters {voters}: none of {len(votes)} votes is counted. --voters people counts people who passed the "
+            f"fraction --min_attention {min_attention} of their checks, --voters judges counts models."
         )
     return counted
 
 
 def summarize(votes: Votes, runs: list[str], rounds: int, seed: int) -> dict[str, Any]:
-    """ELO by question and its mean over questions, and win rates of every pair.
+    """ELO by question and its mean over questions, and win rates of all pairs.
 
     The paper reports the mean of both questions' scores (section 4.2). A question without votes is left out.
     """
@@ -67,7 +67,7 @@ def summarize(votes: Votes, runs: list[str], rounds: int, seed: int) -> dict[str
 
 
 def _win_rates(counts: np.ndarray, ties: np.ndarray, runs: list[str]) -> list[dict[str, Any]]:
-    """Of every pair that met: share of the decided votes, its interval, and the number of ties."""
+    """For each compared pair: fraction of the decided votes, its interval, and the number of ties."""
     rates = []
     for i, run in enumerate(runs):
         for j, other in enumerate(runs):
@@ -80,13 +80,13 @@ def _win_rates(counts: np.ndarray, ties: np.ndarray, runs: list[str]) -> list[di
 
 
 def describe_voters(votes: Votes, voters: list[str]) -> list[str]:
-    """Ids of voters, each with what the link said of it where it said anything."""
+    """Ids of voters, each with the name from the link, if any."""
     participants = {vote["voter"]: vote["participant"] for vote in votes}
     return [f"{voter} ({participants[voter]})" if participants[voter] else voter for voter in sorted(voters)]
 
 
 def preference_markdown(summary: dict[str, Any]) -> str:
-    """Two tables: ELO, best first, and win rates among the decided votes with 95 % intervals."""
+    """Two Markdown tables: ELO, best first, and win rates among the decided votes with 95 % intervals."""
     questions = summary["questions"]
     ranked = sorted(summary["elo"], key=lambda run: -summary["elo"][run]["mean"])
     lines = []

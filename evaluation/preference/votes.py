@@ -1,4 +1,4 @@
-"""Reads what a study compares, and the votes that were given."""
+"""Reading of a study's settings and votes."""
 
 import json
 from pathlib import Path
@@ -10,19 +10,19 @@ from evaluation.preference.store import TIE
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """What a study compares: `runs`, `prompts_sha256`, `num_prompts`.
+    """Read the settings of a study: `runs`, `prompts_sha256`, `num_prompts`.
 
     Raises:
         EvaluationError: no such file.
     """
     if not path.is_file():
-        raise EvaluationError(f"--study {path}: no such file; `serve` or `judge` makes one.")
+        raise EvaluationError(f"--study {path}: there is no such file; `serve` or `judge` creates one.")
     rows = connect_study(path).execute("SELECT key, value FROM study")
     return {key: json.loads(value) for key, value in rows}
 
 
 def read_votes(path: Path) -> list[dict[str, Any]]:
-    """All votes in the order they were given.
+    """Read all votes in the order in which they were given.
 
     Returns:
         Each vote's `voter`, `participant` (what the link said, or None), `judge`, `question`, `prompt`, `is_check`,

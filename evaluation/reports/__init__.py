@@ -1,1 +1,1 @@
-"""Writes the comparison of runs: a Markdown table, JSON, and one self-contained HTML page."""
+"""Reports that compare runs: a Markdown table, JSON, and a self-contained HTML page."""

@@ -1,4 +1,4 @@
-"""`python -m evaluation compare`: its options, and what it does."""
+"""Options and implementation of `python -m evaluation compare`."""
 
 import argparse
 import json
@@ -17,9 +17,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("runs", type=Path, nargs="+", metavar="RUN", help="Folders of runs over the same prompts and seeds.")
     add("--output_dir", type=Path, required=True, help="Folder for comparison.md, comparison.json and comparison.html.")
-    add("--elo", type=Path, default=None, help="File of `python -m evaluation.preference elo --output`, for Fig. 7.")
-    add("--num_shown", type=parse_count, default=12, help="Prompts in the grid of images.")
-    add("--allow_different_sizes", action="store_true", help="Compare runs whose saved images differ in size. The "
+    add("--elo", type=Path, default=None, help="Output of `python -m evaluation.preference elo --output`, for Fig. 7.")
+    add("--num_shown", type=parse_count, default=12, help="Number of prompts in the grid of images.")
+    add("--allow_different_sizes", action="store_true", help="Allow runs whose saved images have different sizes. The "
         "table then shows the sizes, and the figures are not comparable.")
 # fmt: on
 
@@ -28,11 +28,11 @@ def run_compare(args: argparse.Namespace, facts: dict[str, Any]) -> None:
     """Compare runs.
 
     Args:
-        args: of `add_options`.
-        facts: the command, kept with the figures.
+        args: parsed options of `add_options`.
+        facts: the command, which is stored with the figures.
 
     Raises:
-        EvaluationError: the runs cannot be compared, or --elo is not the file of a study.
+        EvaluationError: the runs cannot be compared, or --elo is not the output of a study.
     """
     if len(args.runs) < 2:
         raise EvaluationError("compare needs at least two runs.")
@@ -47,8 +47,8 @@ def run_compare(args: argparse.Namespace, facts: dict[str, Any]) -> None:
     except OSError as error:
         raise EvaluationError(f"--output_dir {args.output_dir}: {error.strerror}.") from error
     if len({run.drawn_size for run in runs}) > 1:
-        print("Note: the runs were drawn at different sizes and reduced to one; the table says at which.")
-    print(f"The page is {args.output_dir / PAGE}. A model card takes the figures with")
+        print("Note: the images were generated at different sizes and resized to one; the table shows the sizes.")
+    print(f"The page is {args.output_dir / PAGE}. To add the figures to a model card, run")
     print(f"  python -m training.publish STUDENT --measured {args.output_dir / DATA}")
 
 
@@ -59,6 +59,6 @@ def _read_elo(path: Path) -> dict[str, Any]:
         return {"elo": elo["elo"], "definition": str(elo["definition"])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(
-            f"--elo {path}: cannot be read ({type(error).__name__}: {error}); give what `python -m "
-            "evaluation.preference elo --output` wrote."
+            f"--elo {path}: cannot be read ({type(error).__name__}: {error}); give the output of `python -m "
+            "evaluation.preference elo --output`."
         ) from error

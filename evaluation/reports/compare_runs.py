@@ -1,4 +1,4 @@
-"""Writes several runs beside one another: a table, plots of quality against speed, and the same prompts in a grid."""
+"""Writes the comparison of runs: a table, plots of quality against speed, and a grid of images for the same prompts."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ PAGE, TABLE, DATA = "comparison.html", "comparison.md", "comparison.json"
 
 
 def choose_images(runs: list[Run], count: int) -> list[dict[str, Any]]:
-    """`count` prompts spread evenly over the list, each with every run's image of the same seed as a data URI."""
+    """`count` evenly spaced prompts, each with the images of all runs for the same seed as data URIs."""
     total = len(runs[0].prompts)
     count = min(count, total)
     chosen = [index * total // count for index in range(count)]
@@ -37,15 +37,15 @@ def choose_images(runs: list[Run], count: int) -> list[dict[str, Any]]:
 def write_comparison(runs: list[Run], folder: Path, elo: dict[str, Any] | None, count: int, facts: dict) -> str:
     """Write `comparison.md`, `.json` and `.html` to `folder`.
 
-    `comparison.json` holds the figures twice: `runs` with all that is known of each figure, and `figures` as flat rows
-    beside `command`, which `python -m training.publish --measured` takes.
+    `comparison.json` contains the figures twice: `runs` has all details of each figure, and `command` and `figures` (in
+    flat rows) are the input of `python -m training.publish --measured`.
 
     Args:
         runs: complete runs over the same prompts and seeds.
-        folder: made if it does not exist.
+        folder: output folder, created if necessary.
         elo: see `collect_rows`.
-        count: prompts in the grid of images.
-        facts: `command` and `environment`, kept with the figures.
+        count: number of prompts in the grid of images.
+        facts: `command` and `environment`, which are stored with the figures.
 
     Returns:
         The Markdown table.

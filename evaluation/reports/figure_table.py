@@ -1,4 +1,4 @@
-"""The figures of several runs as one table: which columns there are, how they are printed, and which value is best."""
+"""The table of figures of several runs: its columns, formatting, and the best value of each column."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,9 @@ class Column:
     Attributes:
         name: heading without the arrow.
         style: format specification of the value.
-        better: `lower` or `higher`; None where neither is: diversity should be that of real data.
-        is_share: whether the value lies in [0, 1].
-        is_plotted: whether it is drawn against speed.
+        better: `lower` or `higher`; None for diversity, which should be close to that of real data.
+        is_share: whether the value is a fraction in [0, 1].
+        is_plotted: whether it is plotted against speed.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """Name with an arrow that says which way is better."""
+        """Name with an arrow in the direction of better values."""
         return self.name + {"lower": " ↓", "higher": " ↑", None: ""}[self.better]
 
 
@@ -47,7 +47,7 @@ COLUMNS = {
     "seconds_per_image": Column("s / image", ".4g", "lower"),
     "peak_memory_gib": Column("GiB", ".2f", "lower"),
 }
-# These describe the machine, not the images: runs may be timed on different ones.
+# These depend on the machine and not on the images, and may be measured on different machines.
 _OF_THE_MACHINE = ("seconds_per_image", "peak_memory_gib")
 RunRow = dict[str, Any]  # name, steps, guidance, drawn_size, saved_size, figures
 
@@ -61,10 +61,10 @@ class Cell:
 
 
 def collect_rows(runs: list[Run], elo: dict[str, Any] | None) -> list[RunRow]:
-    """One row for each run: its name, arguments, sizes and figures (`{name: {"value": ..., ...}}`).
+    """Make one row per run: its name, arguments, sizes and figures (`{name: {"value": ..., ...}}`).
 
     Args:
-        runs: to compare.
+        runs: runs to compare.
         elo: content of the file that `evaluation.preference elo` writes, or None.
 
     Raises:
@@ -92,7 +92,7 @@ def collect_rows(runs: list[Run], elo: dict[str, Any] | None) -> list[RunRow]:
 
 
 def _require_same_measure(rows: list[RunRow]) -> None:
-    """Biased figures compare only at equal numbers and with equal networks: every difference is refused."""
+    """Refuse figures with different numbers of images or different networks, because biased figures depend on both."""
     for key in COLUMNS:
         conditions = {
             tuple(str(row["figures"][key].get(part)) for part in ("definition", "n", "n_reference", "reference"))
@@ -111,7 +111,7 @@ def present_columns(rows: list[RunRow]) -> list[str]:
 
 
 def table_cells(rows: list[RunRow]) -> tuple[list[str], list[list[Cell]]]:
-    """Headings and cells. Sizes have columns where the runs differ in them."""
+    """Headings and cells of the table. Sizes are only shown if they differ between the runs."""
     keys, sizes = present_columns(rows), _different_sizes(rows)
     head = ["run", "steps", "guidance", *sizes.values(), *(COLUMNS[key].heading for key in keys)]
     best = {key: _best_text(rows, key) for key in keys}
@@ -131,7 +131,7 @@ def _different_sizes(rows: list[RunRow]) -> dict[str, str]:
 
 
 def _best_text(rows: list[RunRow], key: str) -> str | None:
-    """The best value as it is printed, so that values which print alike are marked alike; None if nothing is best."""
+    """The best value as printed, so that equal printed values are all marked; None if there is no best value."""
     found = [row for row in rows if key in row["figures"]]
     if len(found) < 2 or COLUMNS[key].better is None:
         return None
@@ -150,7 +150,7 @@ def _print_setting(value: Any) -> str:
 
 
 def comparison_markdown(rows: list[RunRow]) -> str:
-    """The table as Markdown; the best value of every column is bold."""
+    """The table as Markdown, with the best value of each column in bold."""
     head, body = table_cells(rows)
     lines = [
         [f"**{escape_markdown(c.text)}**" if c.is_best else escape_markdown(c.text) for c in line] for line in body
@@ -159,7 +159,7 @@ def comparison_markdown(rows: list[RunRow]) -> str:
 
 
 def card_figures(rows: list[RunRow]) -> list[dict[str, Any]]:
-    """One flat row for each run, as `python -m training.publish --measured` takes them for a model card."""
+    """Make one flat row per run, in the form that `python -m training.publish --measured` reads."""
     keys, sizes = present_columns(rows), _different_sizes(rows)
     figures = []
     for row in rows:

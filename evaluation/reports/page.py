@@ -1,4 +1,4 @@
-"""Renders HTML pages without external resources, from the templates in the rooms of the evaluation."""
+"""Rendering of self-contained HTML pages from the templates in the folders of the evaluation."""
 
 import base64
 import io
@@ -21,12 +21,12 @@ _templates = Environment(
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Fill a template, named from `evaluation/` on; every value is escaped unless the template says it is markup."""
+    """Render a template, given by its path in `evaluation/`. Values are escaped unless the template marks them safe."""
     return _templates.get_template(template).render(**values)
 
 
 def as_data_uri(image: Image.Image) -> str:
-    """An image inside a page: small ones as PNG, exact; others reduced to 384 pixels, as JPEG."""
+    """Encode an image as a data URI: small images as lossless PNG, others as JPEG, resized to 384 pixels."""
     buffer = io.BytesIO()
     if max(image.size) <= SHARP_BELOW:
         image.save(buffer, format="PNG")

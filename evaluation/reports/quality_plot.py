@@ -11,19 +11,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from evaluation.reports.figure_table import COLUMNS, RunRow
 
 PANEL_SIZE = (4.4, 3.2)  # inches; the page shows a panel at about this size even on a narrow screen
-LOG_FROM = 8.0  # times as long as the fastest: from here on a linear axis would crowd the fast runs
+LOG_FROM = 8.0  # ratio of slowest to fastest run from which the axis is logarithmic
 LABEL_HEIGHT, LETTER_WIDTH = 13.0, 5.5  # pixels at 72 dpi
-MARGINS = {"x": 0.12, "y": 0.16}  # empty space around the points, as shares of what they span
+MARGINS = {"x": 0.12, "y": 0.16}  # empty space around the points, as fractions of their range
 
 
 def draw_quality_plots(rows: list[RunRow]) -> dict[str, str]:
-    """SVG text by heading, one for each figure that a timed run has. Run names are drawn as plain text."""
+    """Make one SVG for each figure that a timed run has, by heading. Run names are drawn as plain text."""
     timed = [row for row in rows if "seconds_per_image" in row["figures"]]
     plots = {}
     for key, column in COLUMNS.items():
         shown = [(index, row) for index, row in enumerate(timed) if key in row["figures"]]
         if column.is_plotted and shown:
-            # The salt keeps the ids of several drawings in one page apart.
+            # The salt makes the ids of several plots in one page different.
             with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.family": "sans-serif"}):
                 plots[column.heading] = _draw_panel(shown, key)
     return plots
@@ -39,7 +39,7 @@ def _draw_panel(rows: list[tuple[int, RunRow]], key: str) -> str:
     axis.set_ylabel(COLUMNS[key].heading)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.canvas.draw()  # places the axes, which the labels are placed in
+    figure.canvas.draw()  # computes the positions of the axes, which the labels depend on
     _label_points(axis, points, [row["name"] for _, row in rows])
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
@@ -49,7 +49,7 @@ def _draw_panel(rows: list[tuple[int, RunRow]], key: str) -> str:
 
 
 def _choose_axes(axis: plt.Axes, points: list[tuple[float, float]], is_share: bool) -> None:
-    """Seconds on a logarithmic axis where they differ much; shares in percent and never beyond 0 or 100."""
+    """Use a logarithmic axis for seconds if they differ much, and percent between 0 and 100 for fractions."""
     seconds, values = zip(*points)
     if max(seconds) >= LOG_FROM * min(seconds):
         axis.set_xscale("log")
@@ -71,7 +71,7 @@ def _choose_axes(axis: plt.Axes, points: list[tuple[float, float]], is_share: bo
 
 
 def _label_points(axis: plt.Axes, points: list[tuple[float, float]], names: list[str]) -> None:
-    """Write each name beside its point, towards the middle of the panel, and below the names that it would cover."""
+    """Write each name beside its point, towards the middle of the panel, and below names that it would overlap."""
     pixels = axis.transData.transform(points).tolist()
     middle = axis.transAxes.transform((0.5, 0.5))[0]
     placed: list[tuple[float, float, float]] = []  # left and right end and height of the labels so far

@@ -1,1 +1,1 @@
-"""The folder of a run: its images, its manifest, and the JSON files that later commands add."""
+"""The folder of a run: its images, its manifest, and the JSON files of later commands."""

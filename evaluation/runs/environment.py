@@ -1,4 +1,4 @@
-"""What a figure depends on besides its command: the machine and the versions of the libraries."""
+"""Description of the machine and the library versions, to be stored with the figures."""
 
 import os
 import platform
@@ -10,12 +10,12 @@ PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics")
 
 
 def pick_device(device: str | None) -> str:
-    """`device` if it is given, else `cuda` where there is an accelerator, else `cpu`."""
+    """`device` if it is given, else `cuda` if it is available, else `cpu`."""
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def describe_environment(device: str) -> dict[str, str | int]:
-    """Processor or accelerator that `device` names, threads, and versions; packages that are absent are left out."""
+    """Name of the processor or accelerator, number of threads, and versions of the installed packages."""
     return {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "cpu_count": os.cpu_count() or 0,
@@ -26,7 +26,7 @@ def describe_environment(device: str) -> dict[str, str | int]:
 
 
 def package_versions() -> dict[str, str]:
-    """Version by package, of those of `PACKAGES` that are installed."""
+    """Versions of those `PACKAGES` that are installed, by package."""
     versions = {}
     for package in PACKAGES:
         try:

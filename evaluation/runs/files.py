@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Atomic writing of files."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole or absent, whenever the process or the machine dies."""
+    """Write a file so that after a crash it is either complete or absent."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
@@ -20,9 +20,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all.
+    """Write indented JSON atomically.
 
     Raises:
-        ValueError: `value` holds NaN or infinity, which JSON has no word for.
+        ValueError: `value` contains NaN or infinity, which JSON cannot represent.
     """
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

@@ -1,13 +1,12 @@
-"""A run: the folder of images that one pipeline drew for a list of prompts, with a manifest of how.
+"""A run: a folder with the images that a pipeline generated for a list of prompts, and a manifest of its settings.
 
-    RUN/run.json         the pipeline, its arguments, a fingerprint of the prompts, and the size that was drawn
+    RUN/run.json         the pipeline, its arguments, a fingerprint of the prompts, and the generated size
     RUN/prompts.json     the prompts
     RUN/images/          00012-3.png: prompt 12, seed 3
     RUN/speed.json       seconds and memory of one image
-    RUN/metrics.json     what `measure` found
+    RUN/metrics.json     output of `measure`
 
-Every file is written aside, forced to the disk and renamed: a file under its final name is whole, so a generation that
-was killed continues where it was.
+All files are written atomically, so files with their final names are complete, and a killed run can be continued.
 """
 
 import hashlib
@@ -24,18 +23,18 @@ from evaluation.errors import EvaluationError
 from evaluation.runs.files import write_atomically, write_json
 
 MANIFEST = "run.json"
-DRAWN_SIZE = "drawn_size"  # of the manifest; known after the first image only
+DRAWN_SIZE = "drawn_size"  # key in the manifest; only known after the first image
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One image to draw.
+    """One image of a run.
 
     Attributes:
         prompt_index: index of the prompt in the run's list.
-        repeat: 0 for the prompt's first image. Distances and scores use these alone; diversity uses all.
-        prompt: the text.
-        seed: of the image's own generator.
+        repeat: 0 for the first image of the prompt. Distances and scores only use these; diversity uses all images.
+        prompt: text of the prompt.
+        seed: seed of the image's generator.
     """
 
     prompt_index: int
@@ -45,14 +44,14 @@ class Shot:
 
     @property
     def file_name(self) -> str:
-        """Name of the image, by prompt and seed."""
+        """File name of the image, made from prompt index and seed."""
         return f"{self.prompt_index:05}-{self.seed}.png"
 
 
 def plan_shots(prompts: list[str], images_per_prompt: int, seed: int) -> list[Shot]:
-    """All images of a run: first one for every prompt, then the second of every prompt, and so on.
+    """List all images of a run: first one image for each prompt, then the second image for each prompt, and so on.
 
-    Every image has a seed of its own, `seed + number of the image`, so runs over the same prompts share them.
+    The seed of an image is `seed + number of the image`, so runs over the same prompts use the same seeds.
     """
     return [
         Shot(i, repeat, prompt, seed + repeat * len(prompts) + i)
@@ -62,13 +61,13 @@ def plan_shots(prompts: list[str], images_per_prompt: int, seed: int) -> list[Sh
 
 
 class Run:
-    """A run's folder.
+    """The folder of a run.
 
     Attributes:
-        folder: its path.
+        folder: path of the folder.
         manifest: content of `run.json`.
-        prompts: the texts, in order.
-        shots: the images that it consists of, drawn or not.
+        prompts: texts of the prompts, in order.
+        shots: all images of the run, whether they exist already or not.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], prompts: list[str]):
@@ -79,15 +78,15 @@ class Run:
 
     @classmethod
     def start(cls, folder: Path, manifest: Mapping[str, Any], prompts: list[str]) -> "Run":
-        """Begin a run, or continue the one that is in `folder`.
+        """Start a run, or continue the one in `folder`.
 
         Args:
-            folder: made if it does not exist.
-            manifest: JSON values that say all an image depends on; with `name`, `images_per_prompt` and `seed`.
-            prompts: texts to draw.
+            folder: folder of the run, created if necessary.
+            manifest: all settings that the images depend on, as JSON, with `name`, `images_per_prompt` and `seed`.
+            prompts: texts of the prompts.
 
         Raises:
-            EvaluationError: the folder holds another run; the message shows the difference.
+            EvaluationError: the folder contains another run; the message shows the differences.
         """
         manifest = json.loads(json.dumps({**manifest, "prompts_sha256": fingerprint(prompts)}))
         if (folder / MANIFEST).exists():
@@ -99,17 +98,15 @@ class Run:
             write_json(folder / "prompts.json", prompts)
             write_json(folder / MANIFEST, manifest)
         except OSError as error:
-            raise EvaluationError(
-                f"--output_dir {folder}: {error.strerror}; give a folder that can be written."
-            ) from error
+            raise EvaluationError(f"--output_dir {folder}: {error.strerror}; give a writable folder.") from error
         return cls(folder, manifest, prompts)
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """Open a run to read it.
+        """Open an existing run.
 
         Raises:
-            EvaluationError: there is none, or its prompts are not those it was made with.
+            EvaluationError: the folder is not a run, or its prompts were changed.
         """
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -119,51 +116,51 @@ class Run:
                 f"{folder} is not a run ({error}). Make one with `python -m evaluation generate`."
             ) from error
         if fingerprint(prompts) != manifest.get("prompts_sha256"):
-            raise EvaluationError(f"{folder}: prompts.json was changed after the images were begun.")
+            raise EvaluationError(f"{folder}: prompts.json was changed after the run was started.")
         return cls(folder, manifest, prompts)
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Name of the run in tables."""
         return self.manifest["name"]
 
     @property
     def drawn_size(self) -> tuple[int, int] | None:
-        """Width and height in pixels as the pipeline drew them, before any reduction; None if no image was drawn."""
+        """Width and height in pixels of the generated images before resizing; None if there are no images yet."""
         size = self.manifest.get(DRAWN_SIZE)
         return tuple(size) if size else None
 
     @property
     def saved_size(self) -> tuple[int, int]:
-        """Width and height in pixels of the images as they are saved, read from the first one."""
+        """Width and height in pixels of the saved images, read from the first one."""
         return self.load(self.shots[0]).size
 
     def record_drawn_size(self, size: tuple[int, int]) -> None:
-        """Keep in `run.json` the width and height in pixels that the pipeline drew.
+        """Store the width and height in pixels of the generated images in `run.json`.
 
         Raises:
-            EvaluationError: earlier images of the run were drawn at another size.
+            EvaluationError: earlier images of the run have another size.
         """
         if self.drawn_size == size:
             return
         if self.drawn_size is not None:
             raise EvaluationError(
-                f"{self.folder}: the pipeline draws {format_size(size)} pixels now, but the run began with "
-                f"{format_size(self.drawn_size)}. Give --height and --width in a new --output_dir."
+                f"{self.folder}: the pipeline now generates {format_size(size)} pixels, but the run was started with "
+                f"{format_size(self.drawn_size)}. Give --height and --width, and a new --output_dir."
             )
         self.manifest[DRAWN_SIZE] = list(size)
         write_json(self.folder / MANIFEST, self.manifest)
 
     def path(self, shot: Shot) -> Path:
-        """The file of an image, drawn or not."""
+        """Path of an image, whether it exists already or not."""
         return self.folder / "images" / shot.file_name
 
     def missing(self) -> list[Shot]:
-        """The images that are still to be drawn."""
+        """The images that do not exist yet."""
         return [shot for shot in self.shots if not self.path(shot).exists()]
 
     def save(self, shot: Shot, image: Image.Image) -> None:
-        """Keep an image as PNG."""
+        """Save an image as PNG."""
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
         write_atomically(self.path(shot), buffer.getvalue())
@@ -172,16 +169,16 @@ class Run:
         """Read an image as RGB.
 
         Raises:
-            EvaluationError: it is absent or damaged.
+            EvaluationError: the image is missing or damaged.
         """
         try:
             with Image.open(self.path(shot)) as image:
                 return image.convert("RGB")
-        except (OSError, SyntaxError) as error:  # Pillow's decoders call a broken PNG a syntax error
+        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
             raise EvaluationError(f"{self.path(shot)}: {error}. Delete it and run `generate` again.") from error
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Content of a JSON file of the run, such as `metrics.json`; None if there is none yet.
+        """Content of a JSON file of the run, such as `metrics.json`; None if it does not exist yet.
 
         Raises:
             EvaluationError: the file is not JSON.
@@ -193,7 +190,7 @@ class Run:
             raise EvaluationError(f"{path} is not JSON ({error}). Delete it and measure the run again.") from error
 
     def require_complete(self) -> None:
-        """Raises: EvaluationError: images are missing."""
+        """Raise an EvaluationError if images are missing."""
         if missing := len(self.missing()):
             raise EvaluationError(
                 f"{self.folder}: {missing} of {len(self.shots)} images are missing; run its `generate` command again."
@@ -204,12 +201,12 @@ def open_comparable(folders: list[Path], allow_different_sizes: bool = False) ->
     """Open complete runs over the same prompts and seeds.
 
     Args:
-        folders: of the runs.
-        allow_different_sizes: accept saved images of different sizes. How large an image is changes every metric, and
-            in a preference study shows which run is which.
+        folders: folders of the runs.
+        allow_different_sizes: whether saved images may have different sizes. The size affects all metrics, and in a
+            preference study it reveals the run of an image.
 
     Raises:
-        EvaluationError: a run is not complete, two have one name, or prompts, seeds or sizes differ.
+        EvaluationError: a run is not complete, two runs have the same name, or prompts, seeds or sizes differ.
     """
     runs = [Run.open(folder) for folder in folders]
     for run in runs:
@@ -246,4 +243,4 @@ def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> Non
     changed = [key for key in sorted(old.keys() | new.keys()) if key != DRAWN_SIZE and old.get(key) != new.get(key)]
     if changed:
         differences = "; ".join(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed)
-        raise EvaluationError(f"--output_dir {folder} holds another run; give another folder. Changed: {differences}.")
+        raise EvaluationError(f"--output_dir {folder} contains another run; give another one. Changed: {differences}.")

@@ -1,4 +1,4 @@
-"""Measures systems on the tiny world: they draw its held-out captions, and its evaluator judges the images."""
+"""Measurement of systems on the tiny world, with its held-out captions and its evaluator."""
 
 from functools import cached_property
 from pathlib import Path
@@ -27,29 +27,29 @@ FILES = (
 
 
 def check_tiny_dir(folder: Path, flag: str) -> None:
-    """Raises: EvaluationError: `folder`, given by `flag`, holds no tiny world."""
+    """Raise an EvaluationError if `folder`, given by `flag`, is not a tiny world."""
     for name in FILES:
         if not (folder / name).exists():
             raise EvaluationError(f"{flag} {folder}: no {name} there; build it with `python -m examples.tiny.build`.")
 
 
 def quiet_libraries() -> None:
-    """Hide the progress bars of loading, of which there would be one for every file."""
+    """Disable the progress bars for loading, which would be shown for each file."""
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
 
 
 class TinyJudge:
-    """Has every system draw the same captions from the same seeds, and measures it as the demo does.
+    """Measures systems with the same captions and seeds, as in the demo.
 
-    Data and evaluator are read at the first measurement.
+    Data and evaluator are loaded at the first measurement.
 
     Args:
-        tiny_dir: what `python -m examples.tiny.build` built.
-        num_samples: images for Frechet distance and alignment, at least 2.
+        tiny_dir: output folder of `python -m examples.tiny.build`.
+        num_samples: number of images for Frechet distance and alignment, at least 2.
 
     Raises:
-        EvaluationError: no tiny world there, or too few samples.
+        EvaluationError: the folder is not a tiny world, or there are too few samples.
     """
 
     def __init__(self, tiny_dir: Path, num_samples: int):
@@ -62,7 +62,7 @@ class TinyJudge:
 
     @property
     def protocol(self) -> str:
-        """How it measures, in words."""
+        """Description of the measurement."""
         return f"{self.num_samples} held-out captions, judged by the evaluator of {self.tiny_dir}"
 
     @cached_property
@@ -86,11 +86,11 @@ class TinyJudge:
 
     @property
     def floor(self) -> SystemFigures:
-        """Training images against the held-out ones."""
+        """The figures of training images compared with held-out images."""
         return self._real[0]
 
     def measure_system(self, pipeline: DiffusionPipeline, system: System) -> SystemFigures:
-        """Measure one system; moves `pipeline` to the device."""
+        """Measure one system, and move `pipeline` to the device."""
         pipeline.to(self.device).set_progress_bar_config(disable=True)
         total = system.network_calls * len(self._task.prompts)
         with tqdm(total=total, unit="call", unit_scale=True, leave=False) as progress:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class System:
-    """Where images come from.
+    """A source of images.
 
     Attributes:
         name: `real`, `teacher` or `student`.
-        steps: sampling steps; None for real images.
-        guidance: guidance scale, at most 1 for none; None for real images.
+        steps: number of sampling steps; None for real images.
+        guidance: guidance scale; values up to 1 mean no guidance; None for real images.
     """
 
     name: str
@@ -19,12 +19,12 @@ class System:
 
     @property
     def guided(self) -> bool:
-        """Whether classifier-free guidance is on."""
+        """Whether classifier-free guidance is used."""
         return self.guidance is not None and self.guidance > 1
 
     @property
     def network_calls(self) -> int:
-        """UNet evaluations for an image: guidance takes two a step."""
+        """Number of UNet evaluations per image; guidance takes two per step."""
         return self.steps * (2 if self.guided else 1)
 
     def __str__(self) -> str:
@@ -35,13 +35,13 @@ class System:
 
 @dataclass(frozen=True)
 class SystemFigures(System):
-    """What was measured of one system.
+    """The figures of one system.
 
     Attributes:
         fd: Frechet distance to the held-out images, in the evaluator's features.
-        alignment: share of images in [0, 1] that the evaluator takes for what the caption says.
-        diversity: mean distance of two images of one caption, in the evaluator's features; None for real images that
-            have a caption each.
+        alignment: fraction of images in [0, 1] whose class according to the evaluator is that of the caption.
+        diversity: mean distance of two images of one caption, in the evaluator's features; None for real images if
+            each has a different caption.
         seconds_per_image: latency at batch size 1; None for real images.
     """
 

@@ -1,4 +1,4 @@
-"""Draws with one system after another, by the same captions and seeds, and measures the images."""
+"""The common prompts and seeds for systems on the tiny world, and the measurement of their images."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from evaluation.tiny.split import Split
 from evaluation.tiny.systems import System, SystemFigures
 
 BATCH_SIZE = 64
-CAPTIONS, NOISES = 12, 12  # diversity: so many captions, each from so many noises
+CAPTIONS, NOISES = 12, 12  # number of captions for diversity, and of noises for each of them
 REAL = System("real", steps=None, guidance=None)
 
 
 @dataclass(frozen=True)
 class Task:
-    """The prompts that every system draws.
+    """The prompts and seeds for all systems.
 
     Attributes:
-        prompts: `num_samples` for Frechet distance and alignment, then each of `captions` `NOISES` times.
-        seeds: one for each prompt.
-        labels: `(num_samples,)` class index that each of the first prompts names.
-        captions: those drawn repeatedly.
+        prompts: `num_samples` prompts for Frechet distance and alignment, then each of `captions` `NOISES` times.
+        seeds: one seed per prompt.
+        labels: `(num_samples,)` class index of each of the first prompts.
+        captions: captions for diversity.
     """
 
     prompts: list[str]
@@ -37,7 +37,7 @@ class Task:
 
 
 def choose_captions(captions: list[str], labels: list[str], count: int) -> list[str]:
-    """At most `count` captions: of every label in turn, the one that most images carry."""
+    """Choose at most `count` captions, alternating between the labels and starting with the most frequent captions."""
     frequency, label_of = Counter(captions), dict(zip(captions, labels))
     by_label: dict[str, list[str]] = {}
     for caption in sorted(frequency, key=lambda caption: (-frequency[caption], caption)):
@@ -47,7 +47,7 @@ def choose_captions(captions: list[str], labels: list[str], count: int) -> list[
 
 
 def make_task(test: Split, captions: list[str], label2id: dict[str, int], num_samples: int, seed: int) -> Task:
-    """Draw prompts from the held-out captions in a random order, anew when there are fewer than `num_samples`."""
+    """Make a task from held-out captions in random order, repeated if there are fewer than `num_samples`."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(test.captions), generator=generator).repeat(-(-num_samples // len(test.captions)))
     order = order[:num_samples].tolist()
@@ -57,7 +57,7 @@ def make_task(test: Split, captions: list[str], label2id: dict[str, int], num_sa
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """[-1, 1] to [0, 1]."""
+    """Convert pixels from [-1, 1] to [0, 1]."""
     return pixels / 2 + 0.5
 
 
@@ -71,10 +71,13 @@ def extract_features(evaluator: Evaluator, images: Tensor) -> tuple[Tensor, Tens
 def measure_real(
     evaluator: Evaluator, train: Split, test: Split, task: Task, seed: int
 ) -> tuple[SystemFigures, Tensor]:
-    """The floor: as many training images as samples against the held-out ones. Returns its row and held-out features.
+    """Measure as many training images as samples against the held-out images, as a lower bound of the distance.
 
-    Alignment is the evaluator's accuracy on held-out images; diversity is that of all images with one of
-    `task.captions`, and None where each is the caption of one image only.
+    Alignment is the evaluator's accuracy on held-out images. Diversity is that of all images with one of
+    `task.captions`, and None if each of these captions belongs to one image.
+
+    Returns:
+        The figures, and the features of the held-out images.
     """
     (train_features, _), (test_features, logits) = (
         extract_features(evaluator, to_unit(split.pixels)) for split in (train, test)
@@ -97,7 +100,11 @@ def measure_real(
 def measure_system(
     pipeline: DiffusionPipeline, system: System, task: Task, evaluator: Evaluator, real: Tensor, progress: tqdm
 ) -> tuple[SystemFigures, Tensor]:
-    """Measure one system against held-out features `real`. Returns its row and its `(captions, NOISES, 3, H, W)`."""
+    """Measure one system against held-out features `real`.
+
+    Returns:
+        The figures, and the images for diversity `(captions, NOISES, 3, H, W)`.
+    """
     settings = {"num_inference_steps": system.steps, "guidance_scale": system.guidance}
     progress.set_description(str(system))
     batches = []

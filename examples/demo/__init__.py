@@ -1,1 +1,1 @@
-"""The demo's report: what the distilled student of the tiny world is worth, in figures and pictures."""
+"""The report of the demo: figures and samples of the student of the tiny world."""

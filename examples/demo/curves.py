@@ -1,4 +1,4 @@
-"""Draws the curves of a training run, each with what it looks like in a run that goes well."""
+"""Plots of the training curves, each with a description of a good run."""
 
 import textwrap
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ Scalars = dict[str, tuple[np.ndarray, np.ndarray]]  # tag to iterations and valu
 def read_scalars(logging_dir: Path) -> Scalars:
     """Read the scalars of all tensorboard event files under `logging_dir`.
 
-    A resumed run repeats iterations; the value that was written last counts.
+    If a resumed run has repeated iterations, the last value is used.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -38,12 +38,12 @@ class Curve:
     """One plot of the training curves.
 
     Attributes:
-        title: what is plotted.
-        tags: scalars, with the label of each.
-        healthy: how the plot looks in a run that goes well, and what else it may mean.
-        lines: values to compare with, with the label of each.
-        limits: of the vertical axis; None chooses by the data.
-        only_above: leave the plot out unless a value exceeds this; None always shows it.
+        title: title of the plot.
+        tags: tags of the scalars with their labels.
+        healthy: description of the plot for a good run, and of other possible cases.
+        lines: values to compare with, and their labels.
+        limits: limits of the vertical axis; None for automatic limits.
+        only_above: only show the plot if a value exceeds this; None always shows it.
     """
 
     title: str
@@ -54,7 +54,7 @@ class Curve:
     only_above: float | None = None
 
 
-# Whatever the student optimises is here once; learning rates and speed are in the log, and say nothing of the method.
+# All losses of the student are shown once. Learning rates and speed are only in the log.
 CURVES = (
     Curve(
         "Accuracy of the discriminator",
@@ -105,13 +105,13 @@ COLORS = ("black", "C0")
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred running mean over `window` (odd) values, over fewer at the ends. Same length as `values`."""
+    """Centered running mean over `window` (odd) values, over fewer at the ends. Same length as `values`."""
     kernel = np.ones(window)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
 def choose_curves(scalars: Scalars) -> list[Curve]:
-    """The plots of `CURVES` that this run has something to show in."""
+    """The plots of `CURVES` for which this run has data."""
     return [
         curve
         for curve in CURVES
@@ -121,7 +121,7 @@ def choose_curves(scalars: Scalars) -> list[Curve]:
 
 
 def draw_training(path: Path, curves: list[Curve], scalars: Scalars) -> None:
-    """Write the training curves as an image: raw values pale, running mean bold, and what a healthy run looks like."""
+    """Write the training curves as an image: pale raw values, bold running mean, and descriptions of a good run."""
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.7 * rows), layout="constrained", squeeze=False)

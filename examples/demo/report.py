@@ -1,10 +1,10 @@
-"""Measure a distilled student of the tiny world beside its teacher and beside real data.
+"""Measure a student of the tiny world, and compare it with its teacher and real data.
 
     python -m examples.demo.report --tiny_dir build/tiny --student build/student --output_dir build/demo
 
-Writes `report.md`, `report.json`, `samples.png` and `training.png` to `--output_dir`. Every system draws the same
-captions from the same seeds: held-out captions once each for Frechet distance and alignment, then a few captions
-several times each for diversity and for the pictures.
+Writes `report.md`, `report.json`, `samples.png` and `training.png` to `--output_dir`. All systems use the same captions
+and seeds: each held-out caption once for Frechet distance and alignment, and a few captions several times for diversity
+and for the pictures.
 """
 
 import argparse
@@ -52,22 +52,23 @@ FLAGS = ("tiny_dir", "student", "output_dir", "num_samples", "teacher_guidance_s
 
 
 def make_report_parser() -> OneLineParser:
-    """The command line."""
+    """Make the parser of `python -m examples.demo.report`."""
     parser = make_parser("examples.demo.report", __doc__)
     add = parser.add_argument
-    add("--tiny_dir", type=Path, required=True, help="The tiny world: data/, teacher/ and evaluator/.")
-    add("--student", type=Path, required=True, help="The folder that train_add.py published.")
+    add("--tiny_dir", type=Path, required=True, help="Folder of the tiny world with data/, teacher/ and evaluator/.")
+    add("--student", type=Path, required=True, help="Output folder of train_add.py.")
     add("--output_dir", type=Path, required=True, help="Folder for the report.")
-    add("--num_samples", type=int, default=500, help="Images of each system for distance and alignment.")
-    add("--teacher_guidance_scale", type=float, default=2.0, help="Guidance scale of the guided teacher rows.")
+    add("--num_samples", type=int, default=500, help="Number of images per system for distance and alignment.")
+    add("--teacher_guidance_scale", type=float, default=2.0, help="Guidance scale for the teacher with guidance.")
     add(
         "--teacher_timestep_spacing",
         choices=("leading", "linspace", "trailing"),
-        help="Timesteps of the teacher's scheduler; default: as saved (`leading` takes ONE step at t = 1).",
+        help="Timestep spacing of the teacher's scheduler. Defaults to the saved one (`leading` makes a single step at "
+        "t = 1).",
     )
-    add("--logging_dir", type=Path, help="Folder of tensorboard event files; default: logs/ in --student.")
-    add("--seed", type=int, default=0, help="Seed of captions and noises.")
-    add("--commands", nargs="*", default=[], help="The commands that made the inputs, which the report quotes.")
+    add("--logging_dir", type=Path, help="Folder of tensorboard event files. Defaults to logs/ in --student.")
+    add("--seed", type=int, default=0, help="Seed for captions and noises.")
+    add("--commands", nargs="*", default=[], help="Commands that made the inputs, for the report.")
     return parser
 
 
@@ -75,7 +76,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Check the options before anything is loaded.
 
     Raises:
-        EvaluationError: one of them cannot work, or a package is not installed.
+        EvaluationError: an option is invalid, or a package is not installed.
     """
     require_packages("torchmetrics", "matplotlib", "tensorboard")
     for name in ("data/train", "data/test", "teacher/model_index.json", "evaluator/config.json"):
@@ -90,15 +91,15 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.num_samples < 2:
         raise EvaluationError(f"--num_samples {args.num_samples}: a covariance needs at least 2.")
     if not 1 < args.teacher_guidance_scale < float("inf"):
-        raise EvaluationError(f"--teacher_guidance_scale {args.teacher_guidance_scale}: guidance begins above 1.")
+        raise EvaluationError(f"--teacher_guidance_scale {args.teacher_guidance_scale}: give a finite number above 1.")
     if args.logging_dir and not any(args.logging_dir.rglob(EVENT_FILES)):
         raise EvaluationError(
-            f"--logging_dir {args.logging_dir}: no {EVENT_FILES} below it; give train_add.py's --logging_dir."
+            f"--logging_dir {args.logging_dir}: it contains no {EVENT_FILES}; give the --logging_dir of train_add.py."
         )
 
 
 def load_pipelines(args: argparse.Namespace, device: str) -> dict[str, DiffusionPipeline]:
-    """Load teacher and student, each with its own scheduler as saved."""
+    """Load teacher and student with their saved schedulers."""
     teacher = DiffusionPipeline.from_pretrained(args.tiny_dir / "teacher")
     if args.teacher_timestep_spacing:
         teacher.scheduler = teacher.scheduler.from_config(
@@ -112,9 +113,9 @@ def load_pipelines(args: argparse.Namespace, device: str) -> dict[str, Diffusion
 
 
 def sample_panels(samples: dict[System, Tensor], real: Split, captions: list[str], guidance: float) -> list["Panel"]:
-    """Choose the pictures: every caption from one noise, then one caption from many noises.
+    """Choose the pictures: all captions with one noise, and one caption with many noises.
 
-    `samples` holds the `(captions, NOISES, 3, H, W)` of each system; the teacher is shown with `guidance`.
+    `samples` has the images `(captions, NOISES, 3, H, W)` of each system; the teacher is shown with `guidance`.
     """
     from examples.demo.samples import Panel
 
@@ -132,7 +133,7 @@ def sample_panels(samples: dict[System, Tensor], real: Split, captions: list[str
 
 
 def describe_environment(args: argparse.Namespace, device: str) -> dict:
-    """What a figure may depend on besides the commands."""
+    """Description of the environment, to be stored with the figures."""
     return {
         **package_versions(),
         "python": platform.python_version(),
@@ -145,7 +146,7 @@ def describe_environment(args: argparse.Namespace, device: str) -> dict:
 
 
 def make_report(args: argparse.Namespace) -> None:
-    """Measure everything, then write the report."""
+    """Measure all systems and write the report."""
     check_arguments(args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, test = (read_split(args.tiny_dir / "data" / split) for split in ("train", "test"))
@@ -205,10 +206,10 @@ def write_report(args: argparse.Namespace, rows: list[SystemFigures], panels: li
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command.
+    """Run the command line `argv`, by default that of the process.
 
     Raises:
-        SystemExit: it failed, with the exit status.
+        SystemExit: the command failed; it has the exit status.
     """
     run_command(make_report_parser(), sys.argv[1:] if argv is None else argv, make_report)
 

@@ -1,4 +1,4 @@
-"""Draws a grid of samples of several systems."""
+"""Sample grids of several systems."""
 
 import textwrap
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt
 
-GAP = 0.06  # white space between images, as a share of their size
+GAP = 0.06  # white space between images, as a fraction of their size
 INCH = 0.92  # printed size of one image
 
 
@@ -21,9 +21,9 @@ class Panel:
     """A titled table of images.
 
     Attributes:
-        title: printed above.
-        columns: one label for each column, or none.
-        rows: label to images `(N, 3, H, W)` in [0, 1], N at most the number of columns.
+        title: title above the table.
+        columns: labels of the columns; may be empty.
+        rows: images `(N, 3, H, W)` in [0, 1] by label, with N at most the number of columns.
     """
 
     title: str
@@ -32,7 +32,7 @@ class Panel:
 
 
 def mosaic(rows: list[Tensor]) -> Tensor:
-    """Lay rows of images `(N, 3, H, W)` side by side, left-aligned on white. Returns `(height, width, 3)`."""
+    """Arrange rows of images `(N, 3, H, W)` left-aligned on white. Returns `(height, width, 3)`."""
     _, _, height, width = rows[0].shape
     gap = max(1, round(GAP * width))
     canvas = torch.ones(len(rows) * (height + gap) - gap, max(map(len, rows)) * (width + gap) - gap, 3)
@@ -44,7 +44,7 @@ def mosaic(rows: list[Tensor]) -> Tensor:
 
 
 def draw_samples(path: Path, panels: list[Panel]) -> None:
-    """Write `panels` below one another as an image file."""
+    """Write an image file with the `panels` below each other."""
     columns = max(len(images) for panel in panels for images in panel.rows.values())
     heights = [len(panel.rows) for panel in panels]
     size = (columns * INCH + 2.2, sum(heights) * INCH + 1.1 * len(panels))

@@ -1,4 +1,4 @@
-"""Puts the report into words: the verdict, the table of all systems, and the Markdown page."""
+"""Text of the report: the verdict, the table of all systems, and the Markdown page."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ PAPER_RATIO = 0.98  # Table 2: FID 19.7 of ADD-M in one step against 20.1 of DPM
 
 
 def reach_verdict(rows: list[SystemFigures]) -> dict:
-    """Compare the student's one step with the teacher's best row of most steps.
+    """Compare one step of the student with the best row of the teacher with most steps.
 
     The aim is a Frechet distance no higher and an alignment no lower. Returns `met`, `ratio` of the distances,
     `teacher` (the row it was compared with) and `text`, one sentence.
@@ -29,7 +29,7 @@ def reach_verdict(rows: list[SystemFigures]) -> dict:
 
 
 def systems_table(rows: list[SystemFigures]) -> str:
-    """Markdown table of all systems; diversity also as a share of that of real images."""
+    """Markdown table of all systems. Diversity is also given as a fraction of that of real images."""
     real = next(row for row in rows if row.name == "real")
     lines = [
         "| system | steps | guidance | FD ↓ | alignment ↑ | diversity | relative to real | s / image ↓ |",
@@ -48,7 +48,7 @@ def systems_table(rows: list[SystemFigures]) -> str:
 
 
 def report_markdown(rows: list[SystemFigures], environment: dict, commands: list[str], training: Path | None) -> str:
-    """The text of `report.md`. `training` is the picture of the training curves, if there were any."""
+    """The text of `report.md`. `training` is the image of the training curves, if any."""
     curves = f"![curves of the training run]({training.name})" if training else "No tensorboard event files were found."
     systems = ", ".join(f"{key} {value}" for key, value in environment.items())
     return f"""# ADD on the tiny world: one step of the student beside the teacher

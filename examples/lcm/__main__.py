@@ -1,8 +1,8 @@
-"""Latent consistency distillation (LCM, 2310.04378) of the tiny teacher, which ADD is compared with.
+"""Latent consistency distillation (LCM, 2310.04378) of the tiny teacher, for a comparison with ADD.
 
     python -m examples.lcm --tiny_dir build/tiny --output_dir build/lcm --updates 300
 
-Publishes an ordinary diffusers repo that samples with `LCMScheduler`; see `consistency` for the method.
+The output is an ordinary diffusers repo with an `LCMScheduler`; see `consistency` for the method.
 """
 
 import argparse
@@ -32,7 +32,7 @@ RECORD = "lcm.json"
 
 
 def distil_student(pipeline: DiffusionPipeline, train: Split, args: argparse.Namespace) -> UNet2DConditionModel:
-    """Train and return the averaged student. `pipeline` is the teacher's, and stays as it is."""
+    """Train and return the averaged student. `pipeline` is that of the teacher and is not changed."""
     teacher = pipeline.unet.eval().requires_grad_(False)
     student = copy.deepcopy(teacher).requires_grad_(True)
     average = copy.deepcopy(teacher)
@@ -51,7 +51,7 @@ def distil_student(pipeline: DiffusionPipeline, train: Split, args: argparse.Nam
     def loss_of_batch() -> Tensor:
         update_average(
             average, student, args.ema_decay
-        )  # the loop has just taken a step; at the first call they are equal
+        )  # after the last step of the loop; at the first call, both are equal
         rows = draw(len(mean), args.batch_size)
         latents = mean[rows] + std[rows] * torch.randn_like(mean[rows])
         condition = pick(conditions, caption_ids[rows])
@@ -71,37 +71,37 @@ def update_average(average: UNet2DConditionModel, student: UNet2DConditionModel,
 
 
 def make_lcm_parser() -> OneLineParser:
-    """The command line."""
+    """Make the parser of `python -m evaluation.lcm`."""
     parser = make_parser(MODULE, __doc__)
     add = parser.add_argument
-    add("--tiny_dir", type=Path, required=True, help="The tiny world, of either layout.")
+    add("--tiny_dir", type=Path, required=True, help="Folder of the tiny world, in either layout.")
     add("--output_dir", type=Path, required=True, help="Folder for the student.")
-    add("--updates", type=int, required=True, help="Optimizer steps.")
-    add("--batch_size", type=int, default=32, help="Samples in one update; default: 32.")
+    add("--updates", type=int, required=True, help="Number of optimizer steps.")
+    add("--batch_size", type=int, default=32, help="Number of samples per update (default: 32).")
     add(
         "--learning_rate",
         type=float,
         default=1e-4,
-        help="Peak learning rate, after a warm-up and before a cosine to zero; default: 1e-4.",
+        help="Peak learning rate between the warmup and the cosine decay to zero (default: 1e-4).",
     )
     add(
         "--guidance_scale",
         type=float,
         default=2.0,
-        help="Guidance scale of the teacher, fixed in training; 1 is none; default: 2.",
+        help="Guidance scale of the teacher, fixed during training; 1 means no guidance (default: 2).",
     )
     add(
         "--ema_decay",
         type=float,
         default=0.95,
-        help="Decay of the average that is the target and is published; default: 0.95, as in LCM.",
+        help="Decay of the EMA, which is the training target and is published (default: 0.95, as in LCM).",
     )
-    add("--seed", type=int, default=0, help="Seed of the order of data, of timesteps and of noise; default: 0.")
+    add("--seed", type=int, default=0, help="Seed for the data order, timesteps and noise (default: 0).")
     return parser
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises: EvaluationError: an option that cannot work."""
+    """Raise an EvaluationError if an option is invalid."""
     check_tiny_dir(args.tiny_dir, "--tiny_dir")
     for flag in ("updates", "batch_size"):
         if getattr(args, flag) < 1:
@@ -116,7 +116,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def distil_and_publish(args: argparse.Namespace, words: Sequence[str]) -> None:
-    """Write a stock repo with `LCMScheduler`, and `lcm.json` with the command, which is written last."""
+    """Train the student, and write a stock repo with `LCMScheduler` and finally `lcm.json` with the command."""
     check_arguments(args)
     quiet_libraries()
     torch.manual_seed(args.seed)
@@ -128,10 +128,10 @@ def distil_and_publish(args: argparse.Namespace, words: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command.
+    """Run the command line `argv`, by default that of the process.
 
     Raises:
-        SystemExit: it failed, with the exit status.
+        SystemExit: the command failed; it has the exit status.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     run_command(make_lcm_parser(), words, lambda args: distil_and_publish(args, words))

@@ -1,10 +1,9 @@
-"""The mathematics of latent consistency distillation (LCM, 2310.04378).
+"""The loss of latent consistency distillation (LCM, 2310.04378).
 
 A consistency function f maps any point of the teacher's ODE trajectory to its end: f(z_t, t) = c_skip(t) z_t +
-c_out(t) x0(z_t, t), with f(z_0, 0) = z_0. It is trained to give at z_{t_{n+k}} what its own average gives at the
-point one DDIM step of the guided teacher further down. Timesteps, c_skip and c_out are those of diffusers'
-`LCMScheduler`, so the result samples with it. The guidance scale is fixed in training,
-rather than a further input of the network.
+c_out(t) x0(z_t, t), with f(z_0, 0) = z_0. At z_{t_{n+k}} it is trained to match its moving average after one
+DDIM step of the guided teacher. Timesteps, c_skip and c_out are those of diffusers' `LCMScheduler`, which is
+used for sampling. The guidance scale is fixed during training instead of being an input of the network.
 """
 
 from collections.abc import Callable
@@ -17,17 +16,17 @@ from torch import Tensor
 
 from evaluation.errors import EvaluationError
 
-HUBER = 0.001  # c of the pseudo-Huber distance, as diffusers' script has it
+HUBER = 0.001  # c of the pseudo-Huber distance, as in diffusers' script
 Network = Callable[..., Any]  # (x_t, t, **condition) to an object with `.sample`
 
 
 def predict(network: Network, scheduler: DDPMScheduler, x: Tensor, t: Tensor, condition: dict) -> tuple[Tensor, Tensor]:
-    """x0 and eps `(B, C, H, W)` that a network sees in `x` at `t (B,)`."""
+    """A network's predictions of x0 and eps `(B, C, H, W)` for `x` at `t (B,)`."""
     return split_prediction(scheduler, network(x, t, **condition).sample, x, t)
 
 
 def split_prediction(scheduler: DDPMScheduler, output: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """x0 and eps that an `output` at (x, t) stands for, by the scheduler's prediction type."""
+    """Convert an `output` at (x, t) to x0 and eps, according to the scheduler's prediction type."""
     alpha = scheduler.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
     sigma = (1 - scheduler.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
     kind = scheduler.config.prediction_type
@@ -35,18 +34,18 @@ def split_prediction(scheduler: DDPMScheduler, output: Tensor, x: Tensor, t: Ten
         return (x - sigma * output) / alpha, output
     if kind == "v_prediction":
         return alpha * x - sigma * output, sigma * x + alpha * output
-    raise EvaluationError(f"--tiny_dir: the teacher predicts {kind!r}, but LCM knows epsilon and v_prediction.")
+    raise EvaluationError(f"--tiny_dir: the teacher predicts {kind!r}; LCM only supports epsilon and v_prediction.")
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """The pieces of consistency distillation that do not change in training.
+    """The parts of consistency distillation that do not change during training.
 
     Attributes:
-        teacher: frozen.
-        scheduler: the teacher's noise schedule.
-        lcm: timesteps, c_skip and c_out.
-        guidance_scale: of the teacher's steps; 1 is none.
+        teacher: frozen teacher.
+        scheduler: scheduler with the teacher's noise schedule.
+        lcm: scheduler with timesteps, c_skip and c_out.
+        guidance_scale: guidance scale of the teacher's steps; 1 means no guidance.
     """
 
     teacher: Network
@@ -56,11 +55,11 @@ class Consistency:
 
     @property
     def stride(self) -> int:
-        """k, training indices between two points of the trajectory: 20 with LCM's 50 points."""
+        """k, the number of training indices between two points of the trajectory: 20 for LCM's 50 points."""
         return self.lcm.config.num_train_timesteps // self.lcm.config.original_inference_steps
 
     def draw_timesteps(self, count: int) -> tuple[Tensor, Tensor]:
-        """t_{n+k} `(count,)`, even over the points k - 1, 2k - 1, ..., 999, and t_n, k below and at least 0."""
+        """t_{n+k} `(count,)`, uniform over the points k - 1, 2k - 1, ..., 999, and t_n = max(t_{n+k} - k, 0)."""
         points = self.lcm.config.original_inference_steps
         start = (torch.randint(points, (count,)) + 1) * self.stride - 1
         return start, (start - self.stride).clamp_min(0)
@@ -72,12 +71,12 @@ class Consistency:
 
     @torch.no_grad()
     def teacher_step(self, x: Tensor, t: Tensor, t_next: Tensor, condition: dict, nothing: dict) -> Tensor:
-        """One DDIM step of the guided teacher from x at `t` to `t_next` `(B,)`; `nothing` is the empty caption's."""
+        """One DDIM step of the guided teacher from x at `t` to `t_next` `(B,)`. `nothing` is the empty condition."""
         x0, eps = predict(self.teacher, self.scheduler, x, t, condition)
         if self.guidance_scale != 1:
             x0_empty, eps_empty = predict(self.teacher, self.scheduler, x, t, nothing)
             x0, eps = (b + self.guidance_scale * (a - b) for a, b in ((x0, x0_empty), (eps, eps_empty)))
-        return self.scheduler.add_noise(x0, eps, t_next)  # alpha x0 + sigma eps: DDIM without its noise
+        return self.scheduler.add_noise(x0, eps, t_next)  # alpha x0 + sigma eps: deterministic DDIM
 
     def loss(
         self,

@@ -1,1 +1,1 @@
-"""A page that draws while you type, with a student of ADD."""
+"""A web page that updates the image as the prompt is typed, with a student of ADD."""

@@ -1,4 +1,4 @@
-"""The page, and the object that draws for it."""
+"""The web page, and the object that generates its images."""
 
 import random
 import threading
@@ -17,7 +17,7 @@ MAX_SEED = 2**31 - 1
 
 
 class Drawer:
-    """Draws with a student, one picture at a time, since a pipeline's scheduler has state."""
+    """Generates images with a student, one at a time, because the scheduler of a pipeline has state."""
 
     def __init__(self, pipe: DiffusionPipeline):
         self._pipe, self._lock = pipe, threading.Lock()
@@ -25,34 +25,34 @@ class Drawer:
 
     @property
     def max_steps(self) -> int:
-        """As many as the student has timesteps."""
+        """Maximum number of steps, the number of the student's timesteps."""
         return len(self._pipe.student_timesteps)
 
     def choose_timesteps(self, steps: int, change: int) -> list[int]:
-        """Timesteps of image-to-image, descending: at most `steps` of the `change` least noisy of the student's."""
+        """Timesteps for image-to-image, descending: at most `steps` of the `change` smallest student timesteps."""
         known = sorted(self._pipe.student_timesteps)[:change]
         return spread_timesteps(known, min(steps, len(known)))
 
     def __call__(
         self, caption: str, steps: int, seed: int, source: Image.Image | None = None, change: int = 2
     ) -> tuple[Image.Image, str]:
-        """Draw a picture.
+        """Generate an image.
 
         Args:
-            caption: the text.
-            steps: 1 to `max_steps`.
-            seed: of the noise.
-            source: a picture to start from; None draws from noise alone.
-            change: how many of the student's timesteps, from the least noisy on, may change `source`.
+            caption: prompt for the image.
+            steps: number of steps, from 1 to `max_steps`.
+            seed: seed of the noise.
+            source: image to start from; None starts from noise.
+            change: number of student timesteps, from the smallest on, that may be used to change `source`.
 
         Returns:
-            The picture, enlarged without smoothing where it is small, and a line on how it was drawn.
+            The image, enlarged without smoothing if it is small, and a line with the number of steps and the time.
         """
-        generator = torch.Generator().manual_seed(int(seed or 0))  # a field that was cleared gives None
+        generator = torch.Generator().manual_seed(int(seed or 0))  # None if the field is empty
         arguments = {"num_inference_steps": int(steps)}
         if source is not None:
             timesteps = self.choose_timesteps(int(steps), int(change))
-            # The first timestep says how much noise is added, so no step is left out.
+            # The first timestep determines how much noise is added, so all steps are used.
             arguments = {"timesteps": timesteps, "strength": 1.0, "image": self._fit(source)}
         start = time.perf_counter()
         with self._lock:
@@ -64,7 +64,7 @@ class Drawer:
         return image, f"{count} step{'s' * (count > 1)}, {1e3 * took:.0f} ms"
 
     def _fit(self, source: Image.Image) -> Image.Image:
-        """The middle of `source` at the size that the student was trained at."""
+        """Center-crop and resize `source` to the size that the student was trained at."""
         latent = self._pipe.unet.config.sample_size
         height, width = (latent, latent) if isinstance(latent, int) else latent
         factor = self._pipe.vae_scale_factor
@@ -72,12 +72,12 @@ class Drawer:
 
 
 def draw_seed() -> int:
-    """A random seed."""
+    """Draw a random seed."""
     return random.randint(0, MAX_SEED)
 
 
 def make_page(drawer: Drawer) -> gradio.Blocks:
-    """Caption, steps, seed and a picture to start from; each draws anew when it changes."""
+    """Make the page with caption, steps, seed and an image to start from. Each change generates a new image."""
     with gradio.Blocks(title="ADD, live", analytics_enabled=False) as page:
         gradio.Markdown("## Type, and the picture follows")
         with gradio.Row():
@@ -105,8 +105,8 @@ def make_page(drawer: Drawer) -> gradio.Blocks:
             drawer,
             inputs=[caption, steps, seed, source, change],
             outputs=[picture, took],
-            show_progress="hidden",  # at this speed it would only flicker
-            trigger_mode="always_last",  # keys pressed while it draws are drawn together, the last state always
+            show_progress="hidden",  # it would only flicker
+            trigger_mode="always_last",  # of several changes during a call, only the last one starts a new call
             api_name="draw",
         )
     return page

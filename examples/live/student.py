@@ -1,4 +1,4 @@
-"""Loads a student for the live page: a whole pipeline, or an adapter on its base."""
+"""Loading of a student for the live page: a full pipeline, or an adapter with its base."""
 
 import json
 from pathlib import Path
@@ -16,17 +16,17 @@ INDEX, LORA, RUN_FILE = "model_index.json", "pytorch_lora_weights.safetensors", 
 def load_student(
     model: str, base: str | None = None, tiny_vae: str | None = None, compile: bool = False, advice: str = ""
 ) -> DiffusionPipeline:
-    """Load a student onto the accelerator if there is one, ready to draw.
+    """Load a student, move it to the accelerator if there is one, and optimize it.
 
     Args:
-        model: folder or Hub id of a published student, or of an adapter.
-        base: the model that an adapter was trained on; None for a whole pipeline, and for an adapter whose folder says.
+        model: folder or Hub id of a published student or adapter.
+        base: model that an adapter was trained on; None for a full pipeline, and for an adapter whose folder names it.
         tiny_vae: folder or Hub id of an AutoencoderTiny.
-        compile: compile UNet and decoder.
-        advice: sentence for the message when there is no such model.
+        compile: whether to compile UNet and decoder.
+        advice: sentence for the error message if the model does not exist.
 
     Raises:
-        OptionError: one of them cannot be loaded; names which, and what to give.
+        OptionError: a model cannot be loaded; the message names it and the fix.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if device == "cuda" else torch.float32
@@ -38,7 +38,7 @@ def load_student(
             pipe.load_lora_weights(model)
         except (OSError, ValueError) as error:
             raise OptionError(
-                f"MODEL {model}: {explain_unavailable(model, error)}. It is no adapter of {base}."
+                f"MODEL {model}: {explain_unavailable(model, error)}. It is not an adapter for {base}."
             ) from error
     try:
         return pipe.to(device).optimize(compile=compile, tiny_vae=tiny_vae)
@@ -47,14 +47,14 @@ def load_student(
 
 
 def _base_of_adapter(model: str) -> str | None:
-    """The base of a folder that holds an adapter alone; None for anything else."""
+    """The base of a folder that only contains an adapter; None for anything else."""
     folder = Path(model)
     if (folder / INDEX).exists() or not (folder / LORA).exists():
         return None
     run = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")) if (folder / RUN_FILE).exists() else {}
     if not run.get("base_model_on_hub"):
         name = f", {run['base_model']}," if "base_model" in run else ""
-        raise OptionError(f"MODEL {model}: holds an adapter; give the folder of its base{name} with --base.")
+        raise OptionError(f"MODEL {model}: it is an adapter; give the folder of its base{name} with --base.")
     return run["base_model"]
 
 

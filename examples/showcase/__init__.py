@@ -1,1 +1,1 @@
-"""The showcase world: colourful pictures composed of real artwork, with captions that compose."""
+"""The showcase world: pictures composed of emoji on colored backgrounds, with compositional captions."""

@@ -1,10 +1,11 @@
-"""Measure the showcase's networks on pictures that training has not seen, and on combinations it has never seen.
+"""Measure the showcase's networks on held-out pictures, and on held-out combinations of objects.
 
     python -m examples.showcase.measure --networks_dir build/world/networks --pictures_dir build/world/pictures \\
       --output_dir build/world/measured
 
-leaves `figures.json` and `samples.png` in the output folder. Rows of the samples: real pictures, the teacher in 25
-steps with guidance, and the teacher in one step, for the same captions and noises; first of `test`, then of `held_out`.
+writes `figures.json` and `samples.png` to the output folder. The rows of the samples are real pictures, the teacher in
+25 steps with guidance, and the teacher in one step, for the same captions and noises, first of `test`, then of
+`held_out`.
 """
 
 import argparse
@@ -27,13 +28,13 @@ from training.command import command_name
 ADVICE = "Train longer with `make world`"
 EVALUATOR_BOUND = 0.97
 TEACHER_GATES = (Gate("agreement", 0.9, ADVICE), Gate("relative_distance", 3.0, ADVICE, at_most=True))
-# One step has to be bad: it is what distillation is for.
+# One step of the teacher has to be bad, because otherwise distillation would not be needed.
 ONE_STEP_GATES = (Gate("relative_distance", 6.0, ADVICE),)
 SPLITS = ("test", "held_out")
 
 
 def measure_evaluator(evaluator: ResNetForImageClassification, split: Split) -> dict[str, float]:
-    """Share of real pictures whose attributes are read rightly: of all at once, and of each."""
+    """Fraction of real pictures whose attributes are predicted correctly: for all attributes together, and for each."""
     attributes = read_attributes(evaluator)
     return attributes.agreement(look(evaluator, split.pixels)[1], attributes.targets(split))
 
@@ -44,7 +45,7 @@ def evaluator_gates(figures: dict[str, float]) -> tuple[Gate, ...]:
 
 
 def missed(figures: dict[str, dict]) -> list[str]:
-    """What `figures` of the evaluator and the teacher miss on `test`, in words."""
+    """Describe the thresholds that the `figures` of evaluator and teacher on `test` miss."""
     evaluator = figures["evaluator"]["test"]
     checks = [
         ("evaluator", evaluator, evaluator_gates(evaluator)),
@@ -55,7 +56,7 @@ def missed(figures: dict[str, dict]) -> list[str]:
 
 
 def draw_samples(path: Path, pipeline: DiffusionPipeline, splits: dict[str, Split], guidance: float) -> None:
-    """Three rows of pictures for the first captions of each split: real, many steps, one step."""
+    """Write three rows of pictures for the first captions of each split: real, many steps, one step."""
     rows = []
     for split in splits.values():
         captions = split.captions[:PREVIEW_COLUMNS]
@@ -65,7 +66,7 @@ def draw_samples(path: Path, pipeline: DiffusionPipeline, splits: dict[str, Spli
 
 
 def measure(networks: Path, pictures: Path, out: Path, guidance: float, count: int) -> dict[str, dict]:
-    """Measure evaluator and teacher on every split of `SPLITS`, and write the files. Returns the figures."""
+    """Measure evaluator and teacher on all `SPLITS`, and write the files. Returns the figures."""
     evaluator = ResNetForImageClassification.from_pretrained(networks / "evaluator", dtype=torch.float32).eval()
     pipeline = DiffusionPipeline.from_pretrained(networks / "teacher", torch_dtype=torch.float32)
     train = read_split(pictures / "train")
@@ -85,19 +86,22 @@ def measure(networks: Path, pictures: Path, out: Path, guidance: float, count: i
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog=command_name("examples.showcase.measure"),
         description="Measure the showcase's evaluator and teacher on pictures that training has not seen.",
     )
     parser.add_argument(
-        "--networks_dir", type=Path, required=True, help="What examples.tiny.build or pack has written."
+        "--networks_dir",
+        type=Path,
+        required=True,
+        help="Output folder of examples.tiny.build or examples.showcase.pack.",
     )
-    parser.add_argument("--pictures_dir", type=Path, required=True, help="What examples.showcase.write has written.")
+    parser.add_argument("--pictures_dir", type=Path, required=True, help="Output folder of examples.showcase.write.")
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder for figures.json and samples.png.")
-    text = f"Of the teacher in {STEPS} steps. Default: {GUIDANCE:g}."
+    text = f"Guidance scale of the teacher in {STEPS} steps (default: {GUIDANCE:g})."
     parser.add_argument("--guidance_scale", type=float, default=GUIDANCE, help=text)
-    text = f"Pictures drawn for each figure, at least 2. Default: {MEASURED_PICTURES}."
+    text = f"Number of generated pictures for each figure, at least 2 (default: {MEASURED_PICTURES})."
     parser.add_argument("--num_pictures", type=int, default=MEASURED_PICTURES, help=text)
     args = parser.parse_args(argv)
     for flag, folder, names in (
@@ -115,7 +119,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point; exit status 1 if a gate is missed."""
+    """Run the command line `argv`, by default that of the process. Exits with status 1 if a threshold is missed."""
     args = parse_args(argv)
     figures = measure(args.networks_dir, args.pictures_dir, args.output_dir, args.guidance_scale, args.num_pictures)
     for who, splits in figures.items():

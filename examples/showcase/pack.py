@@ -1,9 +1,9 @@
-"""Pack trained networks in half precision, with hashes, for shipping.
+"""Pack trained networks in half precision, with hashes, for distribution.
 
     python -m examples.showcase.pack --networks_dir build/world/networks --output_dir build/world/packed
 
-leaves `teacher/` (the whole pipeline, and with it the autoencoder), `clip/`, `feature_network/`, `evaluator/`,
-`build.json` (how they were built and what was measured), `SHA256SUMS` and `README.md`.
+writes `teacher/` (the complete pipeline with the autoencoder), `clip/`, `feature_network/`, `evaluator/`, `build.json`
+(arguments and measured quality), `SHA256SUMS` and `README.md`.
 """
 
 import argparse
@@ -24,14 +24,14 @@ README = """# Showcase networks
 
 Small networks in Stable Diffusion's layout, trained by `make world` on the pictures of
 `python -m examples.showcase.write` and stored in half precision. `build.json` has the arguments of the build
-and what was measured of each stage. `sha256sum --check SHA256SUMS` tells whether all files are whole.
+and the measured quality of each stage. `sha256sum --check SHA256SUMS` checks that all files are complete.
 
 {attribution} The networks were trained on these pictures.
 """
 
 
 def halve(source: Path, target: Path) -> None:
-    """Copy a safetensors file with every floating-point tensor in half precision; other types stay."""
+    """Copy a safetensors file, and convert floating-point tensors to half precision."""
     tensors = load_file(source)
     halved = {name: t.half().contiguous() if t.is_floating_point() else t for name, t in tensors.items()}
     for name, tensor in halved.items():
@@ -41,14 +41,14 @@ def halve(source: Path, target: Path) -> None:
 
 
 def portable(build: dict) -> dict:
-    """The record of a build without paths, which are nobody else's."""
+    """The record of a build without local paths."""
     arguments = {key: value for key, value in build["arguments"].items() if not key.endswith("_dir")}
     stages = {name: {key: stage[key] for key in ("quality", "seconds")} for name, stage in build["stages"].items()}
     return {"arguments": arguments, "stages": stages}
 
 
 def pack(networks: Path, out: Path, limit_mb: float = LIMIT_MB) -> float:
-    """Write the package, aside first. Returns its size in MB (10^6 bytes).
+    """Write the package atomically. Returns its size in MB (10^6 bytes).
 
     Raises:
         ValueError: the networks are incomplete, do not fit in half precision or are larger than `limit_mb`.
@@ -59,7 +59,7 @@ def pack(networks: Path, out: Path, limit_mb: float = LIMIT_MB) -> float:
             f"--networks_dir {networks}: no {', '.join(missing)} there; finish the build with `make world`"
         )
     if out.exists() and not (out / "SHA256SUMS").exists():
-        raise ValueError(f"--output_dir {out}: exists, and no SHA256SUMS says that this command made it; remove it")
+        raise ValueError(f"--output_dir {out}: the folder exists and has no SHA256SUMS of this command; remove it")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for name in FOLDERS:
@@ -88,12 +88,12 @@ def pack(networks: Path, out: Path, limit_mb: float = LIMIT_MB) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point."""
+    """Run the command line `argv`, by default that of the process."""
     parser = argparse.ArgumentParser(
         prog=command_name("examples.showcase.pack"), description="Pack trained networks in half precision, with hashes."
     )
     parser.add_argument("--networks_dir", type=Path, required=True, help="The --output_dir of examples.tiny.build.")
-    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Output folder.")
     args = parser.parse_args(argv)
     try:
         size = pack(args.networks_dir, args.output_dir)

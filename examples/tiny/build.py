@@ -1,27 +1,27 @@
-"""Build the tiny world: real data and small real models in the standard layouts, on a CPU, in minutes.
+"""Build the tiny world: real data and small models in the standard layouts, on a CPU, in minutes.
 
     python -m examples.tiny.build --output_dir build/tiny
 
-leaves in the output folder
+writes to the output folder
 
     data/             image folder with captions, train and test       datasets.load_dataset("imagefolder", ...)
     clip/             tokenizer and CLIP                                CLIPModel, CLIPTextModelWithProjection
     autoencoder/      the KL autoencoder                                AutoencoderKL
-    teacher/          the whole pipeline                                StableDiffusion(XL)Pipeline
+    teacher/          the complete pipeline                             StableDiffusion(XL)Pipeline
     feature_network/  F of the discriminator                            Dinov2Model
     evaluator/        classifier and features for the Frechet distance  Dinov2ForImageClassification, or for
                       --train_data_dir ResNetForImageClassification
-    preview/          a grid of the teacher's pictures
+    preview/          a grid of samples of the teacher
     build.json        arguments, hashes, measured quality, seconds
 
-With `--train_data_dir` the networks are sized by the images, and every stage is measured on held-out images. A stage
-that misses its gate is trained on for some rounds; if that does not do, the build ends and says what to do. It can be
-killed at any time and goes on when it is called again.
+With `--train_data_dir`, the size of the networks depends on the images, and each stage is measured on held-out images.
+A stage that misses its threshold is trained for some more rounds; if this is not enough, the build stops with an error
+that suggests a fix. A killed build can be continued by the same command.
 
-`--layout sdxl` adds clip_2/, the teacher's second text encoder, and trains an autoencoder of its own: a student and
-a teacher of different layouts are of different latent spaces. All else is the same in both, to the byte.
+`--layout sdxl` adds clip_2/, the teacher's second text encoder, and trains a separate autoencoder, so that the two
+layouts have different latent spaces. All other files are identical in both layouts.
 
-Called again, it keeps what is whole and unchanged and builds the rest.
+A repeated command keeps complete and unchanged stages and builds the others.
 """
 
 import argparse
@@ -47,15 +47,15 @@ from examples.tiny.captioned import vision as captioned_vision
 from examples.tiny.manifest import Manifest
 from training.command import command_name
 
-CHECKPOINTS = ".checkpoints"  # in the output folder: trainings that are not finished
+CHECKPOINTS = ".checkpoints"  # subfolder of the output folder for unfinished stages
 COMMON = (loop, models, images, data, splits)
 TEACHER = (teacher, layouts, autoencoder, clip, *COMMON)
-# What a layout changes has random numbers of its own, so that SDXL's latent space is another one.
+# Stages that depend on the layout have separate random numbers, so that the layouts have different latent spaces.
 OWN = ("clip_2", "autoencoder", "teacher")
 
 
 def stages(layout: str) -> dict[str, tuple]:
-    """In order, each stage's name: (modules whose code decides the result, stages it reads, iterations)."""
+    """The stages in order: name to (modules that the result depends on, stages that it reads, iterations)."""
     clips = ("clip", "clip_2") if layout == "sdxl" else ("clip",)
     return {
         "data": ((data,), (), 0),
@@ -69,7 +69,7 @@ def stages(layout: str) -> dict[str, tuple]:
 
 
 def captioned_stages(layout: str, lengths: dict[str, int]) -> dict[str, tuple]:
-    """The same for a captioned folder; the evaluator comes before the teacher, which it judges."""
+    """The stages for a captioned folder. The evaluator is built before the teacher, which it measures."""
     clips = ("clip", "clip_2") if layout == "sdxl" else ("clip",)
     common = (gates, plan, reading, *COMMON)
     encoder, eyes = (captioned_clip, clip, *common), (captioned_vision, *common)
@@ -87,77 +87,78 @@ def captioned_stages(layout: str, lengths: dict[str, int]) -> dict[str, tuple]:
 
 
 def stream(name: str, layout: str, seed: int) -> int:
-    """The seed of a stage's random numbers: its own, so that it can be built again alone with the same result."""
+    """The seed of a stage. Each stage has its own, so that it can be rebuilt separately with the same result."""
     key = f"{name} {layout} {seed}" if layout != "sd" and name in OWN else f"{name} {seed}"
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big")
 
 
 def hash_code(modules: Iterable[ModuleType]) -> str:
-    """SHA-256 of the modules' source: whoever edits a stage gets it built anew."""
+    """SHA-256 hash of the modules' source, so that a stage is rebuilt when its code changes."""
     return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog=command_name("examples.tiny.build"),
-        description="Build a small but whole text-to-image world on a CPU: data, CLIP, autoencoder, teacher, "
+        description="Build a small but complete text-to-image world on a CPU: data, CLIP, autoencoder, teacher, "
         "discriminator feature network and evaluator, each in its standard layout.",
     )
-    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to build in.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Output folder.")
     parser.add_argument(
         "--layout",
         choices=("sd", "sdxl"),
         default="sd",
-        help="Layout of the teacher: sd, one text encoder; sdxl, two, and size conditioning. Default: sd.",
+        help="Layout of the teacher: sd has one text encoder; sdxl has two, and size conditioning (default: sd).",
     )
     parser.add_argument(
         "--prediction_type",
         choices=("epsilon", "v_prediction"),
         default="epsilon",
-        help="What the teacher predicts. Default: epsilon, as Stable Diffusion 1.5; 2.1 has v_prediction.",
+        help="Prediction type of the teacher (default: epsilon, as in Stable Diffusion 1.5; 2.1 uses v_prediction).",
     )
     parser.add_argument(
         "--train_data_dir",
         type=Path,
-        help="Image folder with a `text` column (and perhaps `label`), as datasets.load_dataset reads it. "
-        "Default: scikit-learn's handwritten digits.",
+        help="Image folder with a `text` column (and optionally `label`), in the layout that datasets.load_dataset "
+        "reads. Defaults to scikit-learn's handwritten digits.",
     )
     parser.add_argument(
         "--resolution",
         type=int,
         choices=plan.RESOLUTIONS,
-        help="Pixels a side, for --train_data_dir. Default: 32. The digits have 32.",
+        help="Height and width of the images in pixels, for --train_data_dir (default: 32). The digits have 32.",
     )
     parser.add_argument(
         "--max_rounds",
         type=int,
         default=3,
-        help="How often a stage of --train_data_dir may be trained, the first time in full and then in half its "
-        "iterations, until it reaches its gate. Default: 3.",
+        help="Maximum number of training rounds of a stage of --train_data_dir until it reaches its threshold. The "
+        "first round has all iterations, the others half of them (default: 3).",
     )
     parser.add_argument(
         "--gates",
         choices=("enforce", "report"),
         default="enforce",
-        help="Whether a gate missed after the last round ends the build, or is only reported. Default: enforce.",
+        help="Whether a threshold that is missed after the last round stops the build, or is only reported (default: "
+        "enforce).",
     )
     parser.add_argument(
         "--accept_older_code",
         action="store_true",
-        help="Keep and continue what was built by other versions of this code, which is otherwise built anew.",
+        help="Keep and continue stages that were built by other versions of this code, instead of rebuilding them.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="Seed of everything random. Default: 0.")
+    parser.add_argument("--seed", type=int, default=0, help="Random seed (default: 0).")
     parser.add_argument(
         "--iterations_scale",
         type=float,
         default=1.0,
-        help="Multiplies the iterations of every stage: 0.01 shows in seconds that all runs, 3 trains longer. "
-        "Default: 1.0, on two cores about four minutes for the digits and twenty for 1,500 images of 32 pixels.",
+        help="Factor for the iterations of all stages. 0.01 is a quick test of a few seconds, 3 trains longer. The "
+        "default of 1.0 takes about four minutes for the digits and twenty for 1,500 images of 32 pixels on two cores.",
     )
     args = parser.parse_args(argv)
     if args.resolution is not None and args.train_data_dir is None:
-        parser.error(f"--resolution {args.resolution} is for --train_data_dir; the digits have 32 pixels")
+        parser.error(f"--resolution {args.resolution} requires --train_data_dir; the digits have 32 pixels")
     if args.max_rounds < 1:
         parser.error(f"--max_rounds must be 1 or more, got {args.max_rounds}")
     if not 0 < args.iterations_scale < float("inf"):
@@ -167,22 +168,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.train_data_dir is not None:
         source, target = args.train_data_dir.resolve(), args.output_dir.resolve()
         if source == target or target in source.parents:
-            parser.error(f"--train_data_dir {args.train_data_dir} lies in --output_dir, which is written anew")
+            parser.error(f"--train_data_dir {args.train_data_dir} is inside --output_dir, which is overwritten")
     return args
 
 
 class Builder:
-    """Builds or finds the stages of one world in their order.
+    """Builds the stages of one world in order, unless they exist already.
 
     Args:
-        args: the command line.
-        manifest: what has been built.
-        plan: each stage's modules, needs and iterations, as `stages` or `captioned_stages` has them.
+        args: parsed command line.
+        manifest: records of the existing stages.
+        plan: modules, required stages and iterations of each stage, from `stages` or `captioned_stages`.
     """
 
     def __init__(self, args: argparse.Namespace, manifest: Manifest, plan: dict[str, tuple]):
         self.args, self.manifest, self.plan = args, manifest, plan
-        # Now, not stage by stage: what runs is the code as it was imported, even if a file is edited meanwhile.
+        # Hash all modules now, because the imported code is run even if a file is edited later.
         self.code = {name: hash_code(modules) for name, (modules, _, _) in plan.items()}
         self.split: dict[str, Split] = {}
 
@@ -192,7 +193,7 @@ class Builder:
         return [self.args.output_dir / name for name in ("clip", "clip_2") if name in self.plan]
 
     def run(self, name: str, function: Callable[..., dict], **extra) -> None:
-        """Have the stage `name`: as found, or by `function(folder, iterations)`; `extra` decides its result too."""
+        """Build the stage `name` with `function(folder, iterations)`, unless it exists. `extra` are further inputs."""
         _, needs, iterations = self.plan[name]
         inputs = {
             "seed": self.args.seed,
@@ -214,7 +215,7 @@ class Builder:
         self.manifest.ensure(name, inputs, seeded, ignored=("code",) if self.args.accept_older_code else ())
 
     def train(self, name: str, function: Callable[..., dict], **extra) -> None:
-        """Have the stage `name` of a captioned folder: as found, or by `function(folder, course)`."""
+        """Build the stage `name` of a captioned folder with `function(folder, course)`, unless it exists."""
 
         def follow(out: Path, iterations: int) -> dict:
             needs = {need: self.manifest.digest(need) for need in self.plan[name][1]}
@@ -230,12 +231,12 @@ class Builder:
         (self.args.output_dir / CHECKPOINTS / f"{name}.pt").unlink(missing_ok=True)
 
     def scale(self, iterations: int) -> int:
-        """The iterations after `--iterations_scale`."""
+        """Number of iterations multiplied by `--iterations_scale`."""
         return max(1, round(iterations * self.args.iterations_scale)) if iterations else 0
 
 
 def write_data(out: Path, train: list[data.Example], test: list[data.Example]) -> dict:
-    """Write both halves in `out`. Returns their figures."""
+    """Write both splits to `out`. Returns their figures."""
     data.write_split(out / "train", train)
     data.write_split(out / "test", test)
     captions = {example.text for example in train + test}
@@ -244,11 +245,11 @@ def write_data(out: Path, train: list[data.Example], test: list[data.Example]) -
 
 
 def build(args: argparse.Namespace) -> Manifest:
-    """Build or find every stage in `args.output_dir`. Returns the manifest.
+    """Build all stages in `args.output_dir` that do not exist yet. Returns the manifest.
 
     Raises:
-        ValueError: the data or the output folder cannot be used, and nothing has been trained; or a stage has missed
-            its gate.
+        ValueError: the data or the output folder cannot be used (raised before any training); or a stage has missed its
+            threshold.
     """
     if args.train_data_dir:
         return build_captioned(args)
@@ -256,13 +257,13 @@ def build(args: argparse.Namespace) -> Manifest:
 
 
 def open_manifest(args: argparse.Namespace) -> Manifest:
-    """The records in the output folder, under the arguments of this call."""
+    """Open the records in the output folder with the arguments of this call."""
     arguments = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "output_dir"}
     return Manifest.open(args.output_dir, arguments)
 
 
 def build_digits(args: argparse.Namespace) -> Manifest:
-    """Build or find the digits' world."""
+    """Build the world of the digits."""
     root: Path = args.output_dir
     builder = Builder(args, open_manifest(args), stages(args.layout))
     run, split = builder.run, builder.split
@@ -332,10 +333,10 @@ def build_captioned(args: argparse.Namespace) -> Manifest:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point."""
+    """Run the command line `argv`, by default that of the process."""
     args = parse_args(argv)
     for library in (diffusers, transformers):
-        # Their bars and reports on each file loaded or saved would bury the training's own.
+        # Progress bars and messages for each loaded or saved file would hide those of the training.
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
     try:

@@ -1,7 +1,7 @@
-"""`build.json`: what has been built, from what, and with which result.
+"""`build.json`: the records of all stages with their inputs, file hashes and results.
 
-A stage's folder is used only while its record says the same inputs and the same bytes; anything else is built
-again, in a folder aside that takes its place when it is whole.
+The folder of a stage is only used if its record has the same inputs and file hashes; otherwise the stage is rebuilt in
+a temporary folder that replaces the old one when it is complete.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ NAME = "build.json"
 
 @dataclass
 class Manifest:
-    """The records of the stages in `root`, kept in `root/build.json`."""
+    """The records of the stages in `root`, stored in `root/build.json`."""
 
     root: Path
     arguments: dict = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Manifest:
         """Read the records in `root`, or start new ones.
 
         Raises:
-            ValueError: `root` holds something that no build has put there.
+            ValueError: `root` contains files that were not written by a build.
         """
         path = root / NAME
         if path.exists():
@@ -40,7 +40,7 @@ class Manifest:
             return cls(root, arguments, stages)
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise ValueError(
-                f"--output_dir {root}: not empty, and no {NAME} says that a build made it; name a new folder"
+                f"--output_dir {root}: the folder is not empty and has no {NAME} of a build; give a new folder"
             )
         root.mkdir(parents=True, exist_ok=True)
         manifest = cls(root, arguments)
@@ -48,7 +48,7 @@ class Manifest:
         return manifest
 
     def save(self) -> None:
-        """Replace `build.json` in one step, so that it is never half-written."""
+        """Replace `build.json` atomically."""
         partial = self.root / f".{NAME}.partial"
         content = {"arguments": self.arguments, "stages": self.stages}
         with partial.open("w", encoding="utf-8") as file:
@@ -58,13 +58,13 @@ class Manifest:
         partial.replace(self.root / NAME)
 
     def digest(self, name: str) -> str:
-        """One hash for all files of stage `name`, as recorded."""
+        """A hash of the recorded hashes of all files of stage `name`."""
         files = json.dumps(self.stages[name]["sha256"], sort_keys=True)
         return hashlib.sha256(files.encode()).hexdigest()
 
     def stale(self, name: str, inputs: dict, ignored: Collection[str] = ()) -> str | None:
-        """Why the folder of stage `name` cannot be used for `inputs`, or None if it can; inputs in `ignored` may
-        differ."""
+        """The reason why the folder of stage `name` cannot be used for `inputs`, or None if it can be used. Inputs in
+        `ignored` may differ."""
         record = self.stages.get(name)
         if record is None:
             return "not built yet"
@@ -78,7 +78,7 @@ class Manifest:
         return None
 
     def ensure(self, name: str, inputs: dict, build: Callable[[Path], dict], ignored: Collection[str] = ()) -> None:
-        """Have stage `name` in `root/name`: as found, or made by `build(folder)`, which returns measured quality."""
+        """Build stage `name` in `root/name` with `build(folder)`, which returns measured quality, unless it exists."""
         partial = self.root / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         reason = self.stale(name, inputs, ignored)
@@ -103,6 +103,6 @@ class Manifest:
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder`, by its relative path."""
+    """SHA-256 hashes of all files in `folder` and its subfolders, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,11 +1,11 @@
-"""Builds feature networks of the tiny world's own size that Table 1a needs and the world lacks.
+"""Builds the feature networks for Table 1a that the tiny world does not have.
 
     python -m examples.tiny.stand_ins --tiny_dir build/tiny --output_dir build/ablations/stand_ins
 
-`clip/`: a CLIP whose vision tower has the depth and width of the world's F, trained by CLIP's objective; it stands in
-for the objective of CLIP ViT-L, not for its size. `untrained/`: F's architecture with random weights. What has no
-stand-in is a network of DINOv1's objective and a larger one of DINOv2's: digits of 32 pixels leave too little to learn
-for either to mean anything. The evaluator is never used: a student trained against it would be measured by its judge.
+`clip/` is a CLIP whose vision tower has the depth and width of the world's F. It represents the objective of CLIP ViT-L
+but not its size. `untrained/` is F's architecture with random weights. There is no network with DINOv1's objective and
+no larger one with DINOv2's, because digits of 32 pixels are too simple for such a comparison. The evaluator is not used
+as a feature network, because it also measures the students.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from training.command import run_command
 
 
 def train_clip(out: Path, train: Split, config: Dinov2Config, iterations: int) -> None:
-    """Train a CLIP of the depth and width of `config` on images and captions, and save it in `out`."""
+    """Train a CLIP with the depth and width of `config` on images and captions, and save it to `out`."""
     captions = sorted(set(train.captions))
     tokenizer = make_tokenizer(captions)
     clip = make_clip(tokenizer, config.hidden_size, config.num_hidden_layers)
@@ -45,7 +45,7 @@ def train_clip(out: Path, train: Split, config: Dinov2Config, iterations: int) -
 
 
 def build_stand_ins(args: argparse.Namespace) -> None:
-    """Build both networks, or keep those that are built."""
+    """Build both networks, except those that exist already."""
     check_tiny_dir(args.tiny_dir, "--tiny_dir")
     if args.iterations < 1:
         raise EvaluationError(f"--iterations {args.iterations}: give 1 or more.")
@@ -64,17 +64,17 @@ def build_stand_ins(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command.
+    """Run the command line `argv`, by default that of the process.
 
     Raises:
-        SystemExit: it failed, with the exit status.
+        SystemExit: the command failed; it has the exit status.
     """
     parser = make_parser("examples.tiny.stand_ins", __doc__)
     add = parser.add_argument
-    add("--tiny_dir", type=Path, required=True, help="The tiny world.")
-    add("--output_dir", type=Path, required=True, help="Folder to build in.")
-    add("--iterations", type=int, default=ITERATIONS, help="Training iterations of the CLIP; default: %(default)s.")
-    add("--seed", type=int, default=0, help="Seed of both networks.")
+    add("--tiny_dir", type=Path, required=True, help="Folder of the tiny world.")
+    add("--output_dir", type=Path, required=True, help="Output folder.")
+    add("--iterations", type=int, default=ITERATIONS, help="Training iterations of the CLIP (default: %(default)s).")
+    add("--seed", type=int, default=0, help="Seed for both networks.")
     run_command(parser, argv, build_stand_ins)
 
 

@@ -37,7 +37,7 @@ def test_from_prompts_to_the_page(tmp_path, world, evaluator, capsys):
         command = generate_command(world, run, "--num_inference_steps", steps, "--images_per_prompt", 2)
         assert exit_status(main, command) == 0
     assert exit_status(main, command) == 0  # again: nothing to do
-    assert "all 16 images are there" in capsys.readouterr().out
+    assert "all 16 images exist" in capsys.readouterr().out
     assert exit_status(main, ["measure", *runs, "--reference", str(world / "data"), "--evaluator", str(evaluator)]) == 0
     study, elo = str(tmp_path / "study.sqlite"), str(tmp_path / "elo.json")
     assert exit_status(preference_main, ["judge", *runs, "--study", study, "--model", str(world / "clip")]) == 0
@@ -92,10 +92,10 @@ def test_module_runs_and_errors_have_no_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["generate", "--model", "a/b", "--output_dir", "x"], "--prompts FILE or by --dataset_name"),
+        (["generate", "--model", "a/b", "--output_dir", "x"], "--prompts FILE or --dataset_name"),
         (
             ["generate", "--model", "a/b", "--output_dir", "x", "--prompts", "p.txt", "--dataset_name", "d"],
-            "one of the two",
+            "either",
         ),
         (["generate", "--model", "a/b", "--output_dir", "x", "--prompts", "absent.txt"], "absent.txt: No such file"),
         (["generate", "--model", "/no", "--output_dir", "x", "--prompts", "absent.txt"], "--model /no"),
@@ -103,8 +103,8 @@ def test_module_runs_and_errors_have_no_traceback(tmp_path):
             ["generate", "--model", "no/such-repo", "--output_dir", "{empty}", "--prompts", "{run}/p.txt"],
             "--model no/such-repo",
         ),
-        (["measure", "{run}"], "--reference FOLDER or by --dataset_name"),
-        (["measure", "{run}", "--reference", "{empty}"], "holds 0 images"),
+        (["measure", "{run}"], "--reference FOLDER or --dataset_name"),
+        (["measure", "{run}", "--reference", "{empty}"], "there are 0 images"),
         (["measure", "{run}", "--reference", "nowhere"], "--reference nowhere: there is no such folder"),
         (["measure", "{run}", "--metrics", "clip_score", "--clip_model", "{empty}"], "--clip_model"),
         (["compare", "{run}", "--output_dir", "x"], "at least two runs"),
@@ -134,7 +134,7 @@ def test_flags_that_cannot_be_parsed_are_one_line(tmp_path, world, capsys, flags
     [
         (["serve", "{a}", "--study", "{dir}/s"], "at least two runs"),
         (["serve", "{a}", "{b}", "--study", "{dir}/s", "--num_prompts", "9"], "--num_prompts 9: the runs have 8"),
-        (["serve", "{a}", "{b}", "--study", "{dir}/s", "--check_share", "1"], "must be below 1"),
+        (["serve", "{a}", "{b}", "--study", "{dir}/s", "--check_share", "1"], "give a number below 1"),
         (["serve", "{a}", "{b}", "--study", "{dir}/s", "--port", "1", "--host", "192.0.2.1"], "--host 192.0.2.1"),
         (["elo", "--study", "{dir}/absent"], "no such file"),
     ],

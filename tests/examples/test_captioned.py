@@ -300,7 +300,7 @@ def test_older_code_is_accepted_only_if_asked(tiny, folder, monkeypatch, capsys)
     ("flags", "message"),
     [
         (["--max_rounds", "0"], "--max_rounds must be 1 or more, got 0"),
-        (["--resolution", "64"], "--resolution 64 is for --train_data_dir"),
+        (["--resolution", "64"], "--resolution 64 requires --train_data_dir"),
         (["--gates", "open"], "argument --gates: invalid choice: 'open'"),
         (["--resolution", "48"], "argument --resolution: invalid choice: 48"),
     ],

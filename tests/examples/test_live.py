@@ -160,7 +160,7 @@ def test_the_command_wants_a_model(tmp_path, monkeypatch, capsys):
         (["no/where"], "MODEL no/where: there is no such folder, and HF_HUB_OFFLINE is set"),
         (["/no/where/at/all"], "MODEL /no/where/at/all: there is no such folder"),
         (["{empty}"], "MODEL {empty}: the folder cannot be loaded"),
-        (["{adapter}"], "MODEL {adapter}: holds an adapter; give the folder of its base, my-teacher, with --base"),
+        (["{adapter}"], "MODEL {adapter}: it is an adapter; give the folder of its base, my-teacher, with --base"),
         (["{adapter}", "--base", "no/where"], "--base no/where: there is no such folder"),
         (["x", "--port", "70000"], "--port 70000"),
     ],

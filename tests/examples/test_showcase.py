@@ -258,7 +258,7 @@ def test_unfit_networks_are_not_packed(networks, tmp_path):
         pack.pack(networks / "networks", tmp_path / "packed", limit_mb=0.1)
     assert not list(tmp_path.iterdir())
     (tmp_path / "packed").mkdir()
-    with pytest.raises(ValueError, match="no SHA256SUMS says"):
+    with pytest.raises(ValueError, match="no SHA256SUMS of"):
         pack.pack(networks / "networks", tmp_path / "packed")
     save_file({"weight": torch.tensor([1e6])}, tmp_path / "large.safetensors")
     with pytest.raises(ValueError, match="weight does not fit in half precision"):

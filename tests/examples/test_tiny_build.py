@@ -160,7 +160,7 @@ def test_foreign_output_folder_is_left_alone(tmp_path, folder):
     """A folder with files of its own is not built in."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "thesis.txt").write_text("mine")
-    with pytest.raises(SystemExit, match=r"not empty, and no build\.json"):
+    with pytest.raises(SystemExit, match=r"not empty and has no build\.json"):
         run(tmp_path, folder)
     assert (tmp_path / "data" / "thesis.txt").read_text() == "mine"
 
@@ -182,4 +182,4 @@ def test_source_inside_the_output_folder_is_refused(tmp_path, capsys):
     """The output's own data would be deleted while it is read."""
     with pytest.raises(SystemExit):
         builder.main(["--output_dir", str(tmp_path), "--train_data_dir", str(tmp_path / "data")])
-    assert "lies in --output_dir" in capsys.readouterr().err
+    assert "is inside --output_dir" in capsys.readouterr().err

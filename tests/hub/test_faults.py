@@ -50,7 +50,7 @@ def test_connection_dropped_for_good_in_mid_upload(hub, client, student):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HfApi, "preupload_lfs_files", preupload)
         message = refused(student)
-    assert f"At the Hub already, and not sent again: {weights[0]}. " in message
+    assert f"Already uploaded, and not sent again: {weights[0]}. " in message
     missing = re.search(r"Missing: (.*)\. Repeat with: ", message)[1].split(", ")
     assert missing == [name for name in published_files(student) if name != weights[0]]
     assert message.endswith(f"Repeat with: python -m training.publish {student} --repo_id {REPO}")
@@ -111,7 +111,7 @@ def test_no_token(hub, client, student):
 
 def test_no_write_permission(hub, client, student):
     """A read-only token, another's namespace, another's repo that exists."""
-    assert "HTTP 403: the token may not write there; use one with write access" in refused(student, token=READ)
+    assert "HTTP 403: the token has no write access; use one with write access" in refused(student, token=READ)
     assert "HTTP 403" in refused(student, token=OTHER)
     succeeds(hub, student)
     before = hub.files(REPO)

@@ -83,7 +83,7 @@ def test_private_repo(hub, student):
     assert hub.store.repos[REPO].private is True
     hub.store.repos[REPO].private = False
     commits = len(hub.titles(REPO))
-    with pytest.raises(PublishError, match=r"--private got True: user/my-student exists already and is public"):
+    with pytest.raises(PublishError, match=r"--private got True: user/my-student already exists and is public"):
         publish(student, REPO, token=WRITE, private=True)
     assert len(hub.titles(REPO)) == commits
 
@@ -181,7 +181,7 @@ def test_check_before_training(hub, tmp_path):
     folder = tmp_path / "my-student"
     assert check_push(arguments(folder, WRITE, "--hub_private_repo")) == REPO
     assert hub.titles(REPO) == ["initial commit"]
-    with pytest.raises(PublishError, match=r"--push_to_hub got True, but .*: HTTP 403: .* Training has not begun"):
+    with pytest.raises(PublishError, match=r"--push_to_hub got True, but .*: HTTP 403: .* Training was not started"):
         check_push(arguments(folder, READ))
     with pytest.raises(PublishError, match=r"HTTP 40[134]"):
         check_push(arguments(folder, OTHER, "--hub_model_id", REPO))
@@ -220,8 +220,8 @@ def test_checkpoints_go_to_a_branch_in_order(hub, student, caplog):
     pusher.push(saving(4), 4)
     pusher.close()
     assert pusher.failed == 2
-    assert "iteration 2 was not pushed, and training goes on. [Errno 28] No space left on device" in caplog.text
-    assert "iteration 3 was not pushed, and training goes on. HTTP 500: repeat it later" in caplog.text
+    assert "iteration 2 was not pushed; training continues. [Errno 28] No space left on device" in caplog.text
+    assert "iteration 3 was not pushed; training continues. HTTP 500: repeat it later" in caplog.text
     assert hub.titles(REPO)[-1] == "Student after 4 iterations"
 
 

@@ -39,13 +39,13 @@ def build(family):
 @pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "StableDiffusionImg2ImgPipeline", "ADDPipeline"])
 def test_unknown_families_are_refused(family, tmp_path, name):
     """Named with what the class takes and the mend, before any weight is read."""
-    with pytest.raises(ValueError, match=rf"holds a {name}, but .* samples a {family.stock_name}\. Load it with"):
+    with pytest.raises(ValueError, match=rf"contains a {name}, but .* samples a {family.stock_name}\. Load it with"):
         family.ours.from_pretrained(index_naming(tmp_path, name))
 
 
 def test_sdxl_class_refuses_the_other_family(tmp_path):
     """Only ADDPipeline, the general name, hands over: who asks for the SDXL class expects one."""
-    with pytest.raises(ValueError, match="holds a StableDiffusionPipeline, but ADDXLPipeline samples"):
+    with pytest.raises(ValueError, match="contains a StableDiffusionPipeline, but ADDXLPipeline samples"):
         ADDXLPipeline.from_pretrained(index_naming(tmp_path, "StableDiffusionPipeline"))
 
 
@@ -57,7 +57,7 @@ def test_a_file_that_runs_alone_knows_its_own_family(tmp_path, monkeypatch):
     alone = type(DiffusionPipeline.from_pretrained(repo, custom_pipeline=str(repo), trust_remote_code=True))
     assert alone.__name__ == "ADDPipeline"
     assert alone is not ADDPipeline
-    with pytest.raises(ValueError, match="holds a StableDiffusionXLPipeline, but ADDPipeline samples"):
+    with pytest.raises(ValueError, match="contains a StableDiffusionXLPipeline, but ADDPipeline samples"):
         alone.from_pretrained(index_naming(tmp_path, "StableDiffusionXLPipeline"))
 
 

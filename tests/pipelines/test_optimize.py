@@ -142,7 +142,7 @@ def test_tiny_vae(family, fresh, tmp_path):
     pipe.save_pretrained(tmp_path / "saved")
     assert isinstance(family.ours.from_pretrained(tmp_path / "saved").vae, AutoencoderTiny)
     assert fresh().optimize(**ONLY, tiny_vae=tiny).vae is tiny
-    with pytest.raises(ValueError, match=r"tiny_vae makes 8 pixels of a latent with 4 channels, .* vae makes 4 of 4"):
+    with pytest.raises(ValueError, match=r"tiny_vae has a scale factor of 8 and 4 latent channels, .* vae has 4 and 4"):
         fresh().optimize(tiny_vae=AutoencoderTiny())
 
 

@@ -143,6 +143,6 @@ train_add.main([*sys.argv[1:], "--output_dir", {str(tmp_path)!r} + "/" + os.envi
 """)
     done = start(world, tmp_path / "unused", 2, "--resume_from_checkpoint", "latest", script=script)
     assert done.returncode != 0
-    assert "the processes see different things" in done.stderr
+    assert "the processes get different results" in done.stderr
     assert "checkpoint-1" in done.stderr
     assert "DisagreementError" not in done.stderr  # a traceback would name the class

@@ -116,7 +116,7 @@ def test_nan_run_ends_with_a_clear_error_and_finite_weights(world, tmp_path, mon
     with pytest.raises(SystemExit):
         run(world, tmp_path / "out", "--max_train_steps", 20)
     error = capsys.readouterr().err
-    assert re.search(r"10 iterations in a row.*Sample ids since: \[\d+, .*--learning_rate", error)
+    assert re.search(r"10 iterations in a row.*Ids of the last samples: \[\d+, .*--learning_rate", error)
 
 
 def test_other_autoencoder_is_published_with_the_sdxl_student(sdxl_world, world, tmp_path):

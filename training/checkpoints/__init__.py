@@ -1,1 +1,1 @@
-"""Checkpoints that a crash cannot damage, and the state of a run that they hold."""
+"""Crash-safe checkpoints: writing, verifying, loading and pruning."""

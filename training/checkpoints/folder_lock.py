@@ -1,4 +1,4 @@
-"""One process at a time writes into a folder: a lock that ends with the process that holds it, however that ends."""
+"""Folder locks, so that only one run at a time writes into a folder. A lock is released when its process ends."""
 
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -9,39 +9,39 @@ from filelock import FileLock, Timeout
 from training.errors import UserError
 from training.processes.main_process import on_main_process
 
-LOCK = ".in_use.lock"  # stays behind, empty; only the kernel's lock on it has a meaning
+LOCK = ".in_use.lock"  # an empty file that is never removed; only the kernel's lock on it matters
 
 
 class FolderInUse(UserError):
-    """Another process writes into the folder."""
+    """Another process is writing into the folder."""
 
 
 def lock_folder(folder: str | Path, flag: str) -> AbstractContextManager:
-    """Hold `folder` against every other process. To be called by one process of a run, the main one.
+    """Lock `folder` for this process. Only the main process of a run should call this function.
 
-    The kernel drops the lock when the process ends, by SIGKILL too, and forked workers do not inherit it. A process
-    may hold the same folder several times over; it is free when the last of them ends.
+    The kernel releases the lock when the process ends, also after SIGKILL, and forked workers do not inherit it. A
+    process may lock the same folder several times; the folder is free when the last lock is released.
 
     Args:
-        folder: made if it is not there.
-        flag: that named the folder, such as "--output_dir", for the message.
+        folder: folder to lock; it is created if necessary.
+        flag: flag that names the folder, such as "--output_dir", for the error message.
 
     Returns:
-        A context in which the folder is held, already entered: it is free when the context ends or is thrown away.
+        A context manager that holds the lock from now on, until it exits or is garbage-collected.
 
     Raises:
-        FolderInUse: another process holds it.
-        UserError: the folder cannot be made, or not written to.
+        FolderInUse: another process has locked the folder.
+        UserError: the folder cannot be created or written to.
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # One object for a path in a process, so that a second call of ours is no stranger to the first.
+        # A singleton per path, so that this process can lock the folder a second time.
         lock = FileLock(folder.resolve() / LOCK, timeout=0, thread_local=False, is_singleton=True)
         return lock.acquire()
     except Timeout:
         raise FolderInUse(
-            f"{flag} got {str(folder)!r}: another process writes into this folder. Wait until it ends, or name "
+            f"{flag} got {str(folder)!r}: another process is writing into this folder. Wait until it ends, or give "
             "another folder"
         ) from None
     except OSError as error:
@@ -49,17 +49,17 @@ def lock_folder(folder: str | Path, flag: str) -> AbstractContextManager:
 
 
 def lock_folder_of_run(accelerator: Accelerator, folder: str | Path, flag: str) -> ExitStack:
-    """`lock_folder` at the main process of a run; to be reached by every process, each of which is refused alike.
+    """Call `lock_folder` on the main process of a run. All processes must call this function.
 
     Args:
-        accelerator: of the run.
+        accelerator: accelerator of the run.
         folder, flag: see `lock_folder`.
 
     Returns:
-        A context in which the folder is held; keep it as long as the run writes there, and `close()` it then.
+        A context manager that holds the lock. Keep it while the run writes into the folder, and `close()` it then.
 
     Raises:
-        UserError: at every process, where the main one cannot have the folder.
+        UserError: the main process cannot lock the folder; raised in every process.
     """
     stack = ExitStack()
 

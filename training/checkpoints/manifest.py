@@ -1,4 +1,4 @@
-"""Folders whose files can be proved whole: a manifest of sizes and SHA-256 sums, written last and synced."""
+"""Manifests with the sizes and SHA-256 hashes of the files in a folder, to verify that the folder is complete."""
 
 import contextlib
 import hashlib
@@ -11,19 +11,19 @@ from typing import Any
 from training.errors import UserError
 
 MANIFEST, STATE = "manifest.json", "state.json"
-# No other kind of file is ever read from a checkpoint, and none from outside its folder.
+# Only such files are read from a checkpoint, and none from outside its folder.
 FILE_NAME = re.compile(r"\w[\w.-]*\.(safetensors|json)")
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint cannot be written, or is not what was written."""
+    """A checkpoint cannot be written, or it is incomplete or damaged."""
 
 
 def to_json(value: Any) -> str:
-    """`value` as JSON text, without a last newline: no file made of it can be cut short and stay JSON.
+    """Serialize `value` as JSON without a final newline, so that a truncated file is never valid JSON.
 
     Raises:
-        TypeError, ValueError: JSON cannot hold `value` (NaN, other types), or would change it (keys not strings).
+        TypeError, ValueError: JSON cannot represent `value` (NaN, other types, keys that are not strings).
     """
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
     if json.loads(text) != as_lists(value):
@@ -32,14 +32,14 @@ def to_json(value: Any) -> str:
 
 
 def as_lists(value: Any) -> Any:
-    """`value` with its tuples as lists, as it comes back from JSON."""
+    """`value` with tuples replaced by lists, as after a round trip through JSON."""
     if isinstance(value, dict):
         return {key: as_lists(item) for key, item in value.items()}
     return [as_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def sync(path: Path) -> None:
-    """Force a file's content, or a folder's entries, from the system's cache to the disk."""
+    """Flush the content of a file, or the entries of a folder, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -48,13 +48,13 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file and force it to the disk."""
+    """Write a text file and flush it to the disk."""
     path.write_text(text, encoding="utf-8")
     sync(path)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     aside = path.with_name(path.name + ".tmp")
     aside.write_text(text, encoding="utf-8")
     sync(aside)
@@ -63,21 +63,21 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def write_manifest(folder: Path) -> None:
-    """Describe every file of `folder`. All of them must have been synced."""
+    """Write the manifest of all files in `folder`, which must already be synced."""
     entries = {p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in folder.iterdir()}
     write_text(folder / MANIFEST, to_json(entries))
     sync(folder)
 
 
 def verify_manifest(folder: Path, hashes: bool = True) -> list[str]:
-    """Compare a folder with its manifest; returns the names in it. Other files are ignored.
+    """Compare a folder with its manifest, and return the file names in the manifest. Other files are ignored.
 
     Args:
-        folder: the checkpoint.
-        hashes: False compares only sizes, which reads almost nothing.
+        folder: folder of the checkpoint.
+        hashes: whether to compare hashes; False only compares sizes, which does not read the files.
 
     Raises:
-        CheckpointError: names the file, and what is wrong with it.
+        CheckpointError: a file is missing or damaged; the message names the file and the problem.
     """
     entries = read_manifest(folder)
     for name, entry in entries.items():
@@ -87,34 +87,34 @@ def verify_manifest(folder: Path, hashes: bool = True) -> list[str]:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         if size != entry["bytes"]:
-            raise CheckpointError(f"{path} has {size} bytes where the manifest says {entry['bytes']}")
+            raise CheckpointError(f"{path} has {size} bytes instead of {entry['bytes']} as in the manifest")
         if digest != entry["sha256"]:
-            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the manifest's")
+            raise CheckpointError(f"{path} is damaged: its SHA-256 differs from the manifest")
     return list(entries)
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The entries of a folder's manifest, by file name: "bytes" and "sha256" of each.
+    """Read a folder's manifest: "bytes" and "sha256" of each file, by file name.
 
     Raises:
-        CheckpointError: there is no manifest, or it is damaged.
+        CheckpointError: the manifest is missing or damaged.
     """
     path = folder / MANIFEST
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        # The manifest has no sum of its own: its exact keys and the files themselves vouch for it.
+        # The manifest itself has no hash; it is validated by its exact keys and by the files.
         intact = all(FILE_NAME.fullmatch(name) and set(e) == {"bytes", "sha256"} for name, e in entries.items())
     except OSError as error:
-        raise CheckpointError(f"{folder} is not a whole checkpoint: {path} cannot be read: {error}") from error
+        raise CheckpointError(f"{folder} is not a complete checkpoint: {path} cannot be read: {error}") from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if not intact:
-        raise CheckpointError(f"{path} is damaged, or not this program's")
+        raise CheckpointError(f"{path} is damaged, or was not written by this program")
     return entries
 
 
 def is_ours(path: Path) -> bool:
-    """Whether `save_checkpoint` wrote the folder `path`, whole or not: it has a manifest of ours that names `STATE`."""
+    """Whether `save_checkpoint` wrote the folder `path`, complete or not: whether its manifest names `STATE`."""
     with contextlib.suppress(CheckpointError):
         return STATE in read_manifest(path)
     return False
@@ -123,18 +123,18 @@ def is_ours(path: Path) -> bool:
 def verify_checkpoint(path: Path, hashes: bool = True) -> dict[str, Any]:
     """Compare a checkpoint with its manifest, and the manifest with the list of groups in `STATE`.
 
-    The manifest has no sum of its own, so an entry that was lost from it shows only in that list. Checkpoints of
-    earlier versions have no list; there every file of safetensors must be in the manifest.
+    The manifest itself has no hash, so a missing entry can only be detected with that list. Checkpoints of earlier
+    versions have no list; for them, all safetensors files must be in the manifest.
 
     Args:
-        path: the checkpoint.
-        hashes: False compares only the files' sizes, which reads almost nothing.
+        path: folder of the checkpoint.
+        hashes: whether to compare hashes; False only compares sizes, which does not read the files.
 
     Returns:
         The content of `STATE`: "state", "step" and "groups".
 
     Raises:
-        CheckpointError: the folder is not what was written; the message names the file.
+        CheckpointError: the checkpoint is incomplete or damaged; the message names the file.
     """
     names = set(verify_manifest(path, hashes))
     if STATE not in names:
@@ -155,7 +155,7 @@ def verify_checkpoint(path: Path, hashes: bool = True) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file of any size."""
+    """The SHA-256 hash of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):

@@ -1,4 +1,4 @@
-"""The state of a torch optimizer as tensors and JSON, for a checkpoint without pickle."""
+"""Conversion of a torch optimizer's state to tensors and JSON values, for checkpoints without pickle."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from training.checkpoints.manifest import as_lists
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's `state_dict` in two parts: tensors (copied to the CPU) by "parameter/name", the rest as JSON."""
+    """Split an optimizer's `state_dict` into tensors (copied to the CPU) by "parameter/name", and JSON values."""
     saved = optimizer.state_dict()
     flat = dict(_flatten(saved["state"]))
     tensors = {key: value.detach().to("cpu", copy=True) for key, value in flat.items() if isinstance(value, Tensor)}
@@ -26,15 +26,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], description: dict[str, Any]
 ) -> None:
-    """Put back what `optimizer_tensors` returned, bit for bit, into an optimizer over the same parameters.
+    """Restore the result of `optimizer_tensors`, bit for bit, in an optimizer over the same parameters.
 
     Raises:
-        ValueError: groups, number or shapes of the parameters differ, or tensors are missing or too many.
+        ValueError: the groups, the number or the shapes of the parameters differ, or tensors are missing or unexpected.
     """
     _check_shapes(description["shapes"], _shapes(optimizer))
     if different := sorted(set(description["tensors"]) ^ set(tensors)):
-        raise ValueError(f"the optimizer's tensors are not those that were saved, first {different[0]}")
-    # torch keeps the very tensors it is given: without the copies, the next step would change the checkpoint's.
+        raise ValueError(f"the optimizer's tensors differ from those that were saved, first {different[0]}")
+    # torch does not copy the tensors: without the clones, the next step would change those of the checkpoint.
     copies = {key: tensor.clone() for key, tensor in tensors.items()}
     groups, start = [], 0
     for saved, current in zip(description["groups"], optimizer.param_groups):
@@ -71,8 +71,8 @@ def _shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
 def _check_shapes(saved: list[list[list[int]]], current: list[list[list[int]]]) -> None:
     counts = [len(group) for group in saved], [len(group) for group in current]
     if counts[0] != counts[1]:
-        raise ValueError(f"the saved optimizer has groups of {counts[0]} parameters, this one of {counts[1]}")
+        raise ValueError(f"the saved optimizer has groups of {counts[0]} parameters, this one has {counts[1]}")
     for number, (then, now) in enumerate(zip(saved, current)):
         for place, (old, new) in enumerate(zip(then, now)):
             if old != new:
-                raise ValueError(f"parameter {place} of group {number} was saved with shape {old}, and is now {new}")
+                raise ValueError(f"parameter {place} of group {number} was saved with shape {old}, but is now {new}")

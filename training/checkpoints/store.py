@@ -1,8 +1,8 @@
-"""Checkpoints that a crash cannot spoil: safetensors and JSON, no pickle.
+"""Saving, loading and pruning of crash-safe checkpoints in safetensors and JSON, without pickle.
 
-A checkpoint is written into a folder of another name, every file forced to the disk, the manifest of SHA-256 sums
-last; it is read back and compared, only then renamed to `checkpoint-N`, and only then are older ones pruned. So
-every `checkpoint-N` is whole unless the disk damages it later, which the manifest shows.
+A checkpoint is first written into a temporary folder. Every file is flushed to the disk, the manifest of SHA-256 hashes
+last; then the checkpoint is verified, renamed to `checkpoint-N`, and older checkpoints are pruned. Every `checkpoint-N`
+is therefore complete unless the disk damages it later, which the manifest reveals.
 
     checkpoint-500/
         manifest.json         {"state.json": {"bytes": ..., "sha256": ...}, ...}
@@ -43,14 +43,14 @@ from training.checkpoints.optimizer_state import optimizer_tensors as optimizer_
 logger = logging.getLogger(__name__)
 
 FINAL = re.compile(r"checkpoint-(\d+)")
-# What a crash can leave behind: a partial checkpoint, of no use, or one that was being replaced, which is whole.
+# Folders that a crash can leave behind: a partial checkpoint, or a complete one that was being replaced.
 PARTIAL = re.compile(r"\.tmp-checkpoint-(\d+)-[0-9a-f]+")
 DISPLACED = re.compile(r"\.old-checkpoint-(\d+)-[0-9a-f]+")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: `tensors[group][name]` on the CPU, `state` as JSON gives it (lists, no tuples)."""
+    """A verified checkpoint: `tensors[group][name]` on the CPU, and `state` as read from JSON (lists, no tuples)."""
 
     path: Path
     step: int
@@ -65,18 +65,19 @@ def save_checkpoint(
     state: dict[str, Any],
     total_limit: int | None = None,
 ) -> Path:
-    """Write `output_dir/checkpoint-{step}`, then prune. To be called by one process only.
+    """Write `output_dir/checkpoint-{step}`, then prune. Only one process may call this function.
 
     Args:
-        output_dir: made if it isn't there.
-        step: N of the name; a checkpoint of that name is replaced.
-        tensors: groups of named tensors on any device, each group a file.
-        state: anything that JSON holds; tuples come back as lists.
-        total_limit: how many whole checkpoints to keep, this one included; the lowest steps go first. None keeps all.
+        output_dir: folder of the checkpoints; it is created if necessary.
+        step: number N in the name; an existing checkpoint of that name is replaced.
+        tensors: groups of named tensors on any device; each group is saved in one file.
+        state: JSON-serializable state; tuples are loaded as lists.
+        total_limit: maximum number of complete checkpoints to keep, including this one; the lowest steps are removed
+            first. None keeps all.
 
     Raises:
-        CheckpointError: it cannot be written (disk full, read-only); the older checkpoints are as they were.
-        ValueError, TypeError: an argument is out of range, or JSON cannot hold `state`.
+        CheckpointError: the checkpoint cannot be written (disk full, read-only); older checkpoints are not changed.
+        ValueError, TypeError: an argument is out of range, or `state` is not JSON-serializable.
     """
     if total_limit is not None and total_limit < 1:
         raise ValueError(f"--checkpoints_total_limit is {total_limit}: it must be at least 1")
@@ -96,11 +97,11 @@ def save_checkpoint(
         _publish(partial, final)
     except (OSError, SafetensorError, CheckpointError) as error:
         raise CheckpointError(
-            f"cannot save {final}: {error}. Older checkpoints are untouched. See that --output_dir is writable and has "
-            "room, then go on with --resume_from_checkpoint latest"
+            f"cannot save {final}: {error}. Older checkpoints are not changed. Check that --output_dir is writable and "
+            "its disk has free space, then resume with --resume_from_checkpoint latest"
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # there is nothing of that name once it is published
+        shutil.rmtree(partial, ignore_errors=True)  # does not exist any more if it was published
     _prune(final, total_limit)
     return final
 
@@ -110,7 +111,7 @@ def _beside(final: Path, kind: str) -> Path:
 
 
 def _write_tensors(path: Path, named: dict[str, Tensor]) -> None:
-    # safetensors refuses tensors that share memory, such as tied weights: they are stored twice.
+    # safetensors refuses tensors that share memory, such as tied weights, so these are cloned and stored twice.
     seen, separate = set(), {}
     for name, tensor in named.items():
         tensor = tensor.detach().contiguous()
@@ -118,12 +119,12 @@ def _write_tensors(path: Path, named: dict[str, Tensor]) -> None:
         separate[name] = tensor.clone() if memory in seen else tensor
         seen.add(memory)
     save_file(separate, path)
-    shutil.copymode(path.with_name(STATE), path)  # safetensors makes files that only their owner may read
+    shutil.copymode(path.with_name(STATE), path)  # safetensors creates files that only their owner can read
     sync(path)
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Rename. A folder cannot be renamed onto another, so one that stands there is first set aside, not deleted."""
+    """Rename `partial` to `final`. A folder cannot replace another, so an existing one is moved first, not deleted."""
     displaced = _beside(final, "old") if final.exists() else None
     if displaced:
         os.replace(final, displaced)
@@ -137,7 +138,7 @@ def _publish(partial: Path, final: Path) -> None:
 
 
 def _prune(new: Path, total_limit: int | None) -> None:
-    """Remove what `new` makes superfluous. Folders that this module did not write, or that are damaged, stay."""
+    """Remove checkpoints that `new` makes surplus, except damaged folders and those that this module did not write."""
     found = list(new.parent.iterdir())
     superfluous = [path for path in found if PARTIAL.fullmatch(path.name)]
     superfluous += [path for path in found if DISPLACED.fullmatch(path.name) and is_ours(path)]
@@ -145,13 +146,13 @@ def _prune(new: Path, total_limit: int | None) -> None:
         older = [path for path in found if FINAL.fullmatch(path.name) and path != new and _is_whole(path)]
         superfluous += sorted(older, key=_step_of)[: max(0, len(older) + 1 - total_limit)]
     for path in superfluous:
-        # Renamed first: a crash in mid-removal must not leave half a checkpoint under a checkpoint's name.
+        # Rename before removing, so that a crash does not leave a partly removed folder with a checkpoint's name.
         doomed = _beside(path.with_name(f"checkpoint-{_step_of(path)}"), "tmp")
         try:
             os.replace(path, doomed)
             shutil.rmtree(doomed)
         except OSError as error:
-            logger.warning("could not remove the superfluous %s: %s", path, error)
+            logger.warning("could not remove the surplus checkpoint %s: %s", path, error)
 
 
 def _step_of(path: Path) -> int:
@@ -169,7 +170,7 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Verify and read a checkpoint.
 
     Raises:
-        CheckpointError: it is not what was written; the message names the file.
+        CheckpointError: the checkpoint is incomplete or damaged; the message names the file.
     """
     path = Path(path)
     content = verify_checkpoint(path)
@@ -181,15 +182,16 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 
 def find_checkpoint(output_dir: str | os.PathLike, resume_from: str | None) -> Path | None:
-    """The verified checkpoint to resume from, or None to start afresh.
+    """Find and verify the checkpoint to resume from. Returns None for a new run.
 
     Args:
-        output_dir: where checkpoints lie.
-        resume_from: `--resume_from_checkpoint`: None; "latest", the highest step that is whole, or None if there are
-            no checkpoints at all; or a checkpoint's path, or its name in `output_dir`.
+        output_dir: folder of the checkpoints.
+        resume_from: `--resume_from_checkpoint`: None for a new run; "latest" for the complete checkpoint with the
+            highest step, or a new run if there are no checkpoints; or the path of a checkpoint or its name in
+            `output_dir`.
 
     Raises:
-        CheckpointError: the checkpoint asked for is not there or not whole; for "latest", there are some, none whole.
+        CheckpointError: the checkpoint does not exist or is not complete; for "latest", no checkpoint is complete.
     """
     if resume_from is None:
         return None
@@ -203,17 +205,17 @@ def find_checkpoint(output_dir: str | os.PathLike, resume_from: str | None) -> P
             verify_checkpoint(path)
             return path
         except CheckpointError as error:
-            logger.warning("%s is passed over: %s", path.name, error)
+            logger.warning("%s is skipped: %s", path.name, error)
     if candidates:
         raise CheckpointError(
-            f"--resume_from_checkpoint latest: none of the {len(candidates)} checkpoints in {output_dir} is whole. "
-            "Move them away to start afresh"
+            f"--resume_from_checkpoint latest: none of the {len(candidates)} checkpoints in {output_dir} is complete. "
+            "Move them to another folder to start a new run"
         )
     return None
 
 
 def _candidates(output_dir: Path) -> list[Path]:
-    """Checkpoints, highest step first; one set aside counts, as a crash may have come before it was replaced."""
+    """Checkpoints, highest step first, including one that was being replaced when the process crashed."""
     try:
         found = list(output_dir.iterdir()) if output_dir.is_dir() else []
     except OSError as error:
@@ -223,6 +225,6 @@ def _candidates(output_dir: Path) -> list[Path]:
 
 
 def configuration_difference(saved: dict[str, Any], current: dict[str, Any], keys: Iterable[str]) -> str | None:
-    """What differs between two sets of options, as "--flag: saved -> now; ...", or None. Tuples equal lists."""
+    """Describe the differences between options as "--flag: saved -> now; ...", or return None. Tuples equal lists."""
     changes = [(key, as_lists(saved.get(key)), as_lists(current.get(key))) for key in keys]
     return "; ".join(f"--{key}: {then} -> {now}" for key, then, now in changes if then != now) or None

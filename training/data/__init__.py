@@ -1,1 +1,1 @@
-"""Image-caption pairs: the data set, the order of its samples, and the reading of one sample."""
+"""Training data: data sets of images and captions, the order of samples, and the reading of a sample."""

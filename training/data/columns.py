@@ -1,10 +1,10 @@
-"""The columns of images and of captions: are they there, and if not, which are meant?"""
+"""Check that the image and caption columns exist, and suggest the right ones if they do not."""
 
 from collections.abc import Sequence
 
 from training.data.errors import DataError
 
-# Names that such columns have in published data sets, the commonest first; WebDataset's are extensions of files.
+# Column names in published data sets, the most common first. Those of WebDataset are file extensions.
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "image_path", "path")
 CAPTION_NAMES = ("text", "caption", "captions", "txt", "prompt", "description", "en", "title")
 
@@ -15,10 +15,10 @@ def check_columns(columns: Sequence[str], image_column: str, caption_column: str
     Args:
         columns: names of the data set's columns.
         image_column, caption_column: values of the flags of the same names.
-        source: the flag and value that the data set comes from.
+        source: flag and value that name the data set, for the error message.
 
     Raises:
-        DataError: one of them is missing; names the columns that there are, and the one to pass instead.
+        DataError: a column is missing; the message lists the existing columns and suggests one.
     """
     for flag, column, known in (
         ("--image_column", image_column, IMAGE_NAMES),

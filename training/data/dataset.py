@@ -1,4 +1,4 @@
-"""Image and caption pairs: loading the data set, reading samples, batching them for one process."""
+"""Image-caption data sets: loading the rows, reading samples, and batching them for one process."""
 
 import itertools
 import logging
@@ -21,7 +21,7 @@ from training.options.options import Options
 
 logger = logging.getLogger(__name__)
 
-ENLARGED_AFTER = 1000  # samples of a process after which it warns of enlarged images; earlier if the epoch is shorter
+ENLARGED_AFTER = 1000  # samples after which a process warns about enlarged images; fewer if the epoch is shorter
 
 
 def load_image_text_dataset(
@@ -38,31 +38,34 @@ def load_image_text_dataset(
     seed: int = 0,
     revision: str | None = None,
 ) -> Rows:
-    """Load the rows to train on, with their two columns only and the images left undecoded.
+    """Load the rows to train on, with only the image and caption columns. Images are not decoded.
 
-    The arguments mean what the flags of diffusers' training scripts mean; `training.data.sources` lists the kinds of
-    folders. `max_train_samples` keeps that many rows drawn with `seed` (of a stream: the first ones). `revision` pins
-    the version of a Hub data set.
+    The arguments have the meaning of the flags of the same names; `training.data.sources` lists the supported kinds of
+    folders. `max_train_samples` selects that many rows at random with `seed`, or the first ones of a stream. `revision`
+    pins the version of a Hub data set.
 
     Raises:
-        DataError: the data set cannot be loaded, or it has no such split or column; names the flag and the fix.
+        DataError: the data set cannot be loaded, or it has no such split or column. The message names the flag and the
+            fix.
     """
     if dataset_name is None and train_data_dir is None:
-        raise DataError("there is nothing to train on: pass --dataset_name or --train_data_dir")
+        raise DataError("there is no training data: pass --dataset_name or --train_data_dir")
     if max_train_samples is not None and max_train_samples < 1:
         raise DataError(f"--max_train_samples is {max_train_samples}: it must be at least 1")
     source = Source(dataset_name, dataset_config_name, train_data_dir, revision, cache_dir)
     rows = load_split(source, split, image_column, caption_column, streaming)
-    # A stream of JSON lines does not know its columns.
+    # For a stream of JSON lines, `column_names` is None.
     check_columns(rows.column_names or list(first_row(rows, source)), image_column, caption_column, str(source))
-    # Undecoded, a damaged file is our reader's to replace; other columns might hold images that datasets decodes.
+    # Images are decoded by `SampleReader`, which can replace damaged ones. Other columns are dropped because they might
+    # contain images, which `datasets` would decode.
     rows = rows.select_columns([image_column, caption_column])
     if rows.features is not None:
         try:
             rows = rows.cast_column(image_column, datasets.Image(decode=False))
         except (TypeError, ValueError, pa.ArrowException) as error:
             raise DataError(
-                f"--image_column {image_column}: {source} has no images in it ({reason(error)}); pass another column"
+                f"--image_column {image_column}: {source} has no images in this column ({reason(error)}); pass another "
+                "column"
             ) from error
     if max_train_samples is None:
         return rows
@@ -72,7 +75,7 @@ def load_image_text_dataset(
 
 
 def load_rows(options: Options, seed: int) -> Rows:
-    """The rows that a run trains on; see `load_image_text_dataset`."""
+    """Load the rows that a run trains on; see `load_image_text_dataset`."""
     data = options.data
     return load_image_text_dataset(
         dataset_name=data.dataset_name,
@@ -90,7 +93,7 @@ def load_rows(options: Options, seed: int) -> Rows:
 
 
 def make_reader(options: Options, seed: int) -> SampleReader:
-    """The reader of a run's samples."""
+    """Make the reader of a run's samples."""
     data = options.data
     source = Source(
         data.dataset_name, data.dataset_config_name, data.train_data_dir, data.dataset_revision,
@@ -103,9 +106,9 @@ def make_reader(options: Options, seed: int) -> SampleReader:
 
 
 class ImageTextDataset(torch.utils.data.Dataset):
-    """Samples of a map-style data set, by `SampleKey`; see `SampleReader` for their fields.
+    """Map-style data set that is indexed by `SampleKey`; see `SampleReader` for the fields of a sample.
 
-    An unusable sample is replaced by the next usable row, and `replaced` says how many were passed over.
+    An unusable sample is replaced by the next usable row; the field `replaced` is the number of skipped rows.
     """
 
     def __init__(self, rows: datasets.Dataset, reader: SampleReader):
@@ -116,7 +119,11 @@ class ImageTextDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        """Raises: DataError: 100 consecutive rows, or all there are, cannot be used."""
+        """Read a sample.
+
+        Raises:
+            DataError: 100 consecutive rows, or all rows of a smaller data set, cannot be used.
+        """
         unusable = Replacements(self.reader)
         while True:
             index = (key.index + len(unusable.reasons)) % len(self)
@@ -130,7 +137,7 @@ class ImageTextDataset(torch.utils.data.Dataset):
     def _row(self, index: int) -> dict[str, Any]:
         try:
             return self.rows[index]
-        except (ValueError, OSError) as error:  # a string that is not UTF-8, a file that was lost
+        except (ValueError, OSError) as error:  # a string that is not UTF-8, a missing file
             raise UnusableSample(f"the row cannot be read: {reason(error)}") from error
 
 
@@ -138,8 +145,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Batch samples.
 
     Returns: `pixels` (B, 3, R, R); `captions`, B strings; `sample_ids` and `positions` int64 (B,); `original_size`,
-    `crop_top_left` and `target_size` int64 (B, 2); and two counts of this batch, ints: `replaced`, samples passed
-        over, and `enlarged`, images smaller than the resolution.
+    `crop_top_left` and `target_size` int64 (B, 2); and two integers: `replaced`, the number of rows that were skipped,
+        and `enlarged`, the number of images smaller than the resolution.
     """
     batch = {key: torch.tensor([s[key] for s in samples]) for key in ("original_size", "crop_top_left", "target_size")}
     return batch | {
@@ -162,14 +169,14 @@ def make_dataloader(
     start_position: int = 0,
     num_workers: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Batches of one process, without end, from `start_position` (samples consumed by all processes before).
+    """Endless batches of one process, from `start_position` (the number of samples that all processes have consumed).
 
-    Not to be `prepare`d by accelerate: each process asks for its own slice. Rank 0 warns once if images are smaller
-    than the resolution.
+    The loader must not be passed to `Accelerator.prepare`, because each process already reads its own slice. Rank 0
+    warns once if images are smaller than the resolution.
 
     Raises:
-        DataError: the data set is smaller than one batch of all processes, or a stream cannot resume there; while
-            reading: too many consecutive samples cannot be used.
+        DataError: the data set is smaller than one batch of all processes, or a stream cannot resume at this position;
+            while reading, too many consecutive samples cannot be used.
         ValueError: another argument is out of range.
     """
     options = {
@@ -177,7 +184,7 @@ def make_dataloader(
         "collate_fn": collate,
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": ignore_interrupt,
-        "generator": torch.Generator(),  # else the loader takes a number from the generator of the training itself
+        "generator": torch.Generator(),  # otherwise the loader draws from the global generator of the training
     }
     if isinstance(rows, datasets.Dataset):
         sampler = GlobalBatchSampler(len(rows), batch_size, rank, world_size, reader.seed, start_position)
@@ -190,14 +197,18 @@ def make_dataloader(
             logger.warning("--dataloader_num_workers %d: lowered to the %d shards of the stream", num_workers, shards)
             options["num_workers"] = num_workers = shards
         batches = read_batches(DataLoader(stream, batch_size=batch_size, **options))
-        # Workers resume at a whole round; what is left of the round was consumed before the checkpoint.
+        # Workers resume at a full round of batches; the first batches of the round were consumed before the checkpoint.
         batches = itertools.islice(batches, stream.start_batch % max(1, num_workers), None)
         epoch = ENLARGED_AFTER
     return _warn_of_enlarged(batches, min(epoch, ENLARGED_AFTER), reader.resolution) if rank == 0 else batches
 
 
 def read_batches(loader: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The batches of a `DataLoader`. Raises: DataError: in one line, also where it comes from a worker process."""
+    """Yield the batches of a `DataLoader`.
+
+    Raises:
+        DataError: a sample cannot be read; its message is one line even if it is raised in a worker process.
+    """
     try:
         yield from loader
     except DataError as error:  # torch puts the worker's traceback before the message
@@ -205,12 +216,12 @@ def read_batches(loader: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def ignore_interrupt(worker_id: int) -> None:
-    """Ctrl-C reaches the workers too, but the process that they work for decides when to end: after a checkpoint."""
+    """Ignore Ctrl-C in a worker, which also receives it. The main process ends the run after a checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _warn_of_enlarged(batches: Iterator[dict[str, Any]], after: int, resolution: int) -> Iterator[dict[str, Any]]:
-    """`batches`, with one warning once `after` samples were read, if any of them was enlarged."""
+    """Yield `batches`, and warn once after `after` samples if any of them were enlarged."""
     seen = enlarged = 0
     for batch in batches:
         if seen < after:
@@ -218,7 +229,7 @@ def _warn_of_enlarged(batches: Iterator[dict[str, Any]], after: int, resolution:
             if seen >= after and enlarged:
                 logger.warning(
                     "%d of the first %d images (%.0f %%) are smaller than --resolution %d and were enlarged, so the "
-                    "student learns their blur: leave them out of the data set, or lower --resolution",
+                    "student learns their blur: remove them from the data set, or lower --resolution",
                     enlarged, seen, 100 * enlarged / seen, resolution,
                 )  # fmt: skip
         yield batch

@@ -1,14 +1,14 @@
-"""The error for training data that cannot be used, and how an error of a library is told in one line."""
+"""The error for unusable training data, and one-line descriptions of errors that libraries raise."""
 
 from training.errors import UserError
 
 
 class DataError(UserError):
-    """Training data that cannot be loaded or used: names the flag, the value it got and the fix."""
+    """Training data cannot be loaded or used. The message names the flag, its value and the fix."""
 
 
 def reason(error: BaseException) -> str:
-    """What an error of a library says, in one line: the type and first line of the error that caused all others."""
+    """Describe an error in one line: the type and the first line of the original error in the chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -16,5 +16,5 @@ def reason(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` with `?` in place of line breaks and all else that cannot be printed."""
+    """`text` with line breaks and other unprintable characters replaced by `?`."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,15 +1,15 @@
-"""Reading the file that a row of a data set names, wherever that is safe.
+"""Safe reading of the files that the rows of a data set name.
 
-A row is written by whoever made the data set, so it does not decide what this machine opens:
+Rows are written by the author of a data set and must not be able to open arbitrary files on this machine:
 
-- Local paths (and `file://`) must be regular files. A symbolic link is followed, since a folder of links to another
-  disk is common. `folders` confines the paths themselves, after `..` is resolved.
-- `hf://`, and `https://` on the Hub's own host, are what `datasets` streams image folders from; never while offline.
-- `zip://member::archive`, where the archive is one of the two above: an image folder streamed out of an archive.
-- Any other scheme, and any other host, is refused. Images that are listed by URL are downloaded beforehand, for
-  example with img2dataset, which writes WebDataset shards.
+- Local paths (and `file://`) must be regular files. Symbolic links are followed, because folders of links to another
+  disk are common. `folders` restricts the paths themselves, after `..` is resolved.
+- `hf://`, and `https://` on the Hub's host, are allowed unless offline. `datasets` streams image folders from there.
+- `zip://member::archive` is allowed if the archive is one of the two above. It is used for zipped image folders.
+- All other schemes and hosts are refused. Images that are listed by URL have to be downloaded first, for example with
+  img2dataset, which writes WebDataset shards.
 
-No more than `MAX_ENCODED_BYTES` are read of one file.
+At most `MAX_ENCODED_BYTES` are read from a file.
 """
 
 import os
@@ -21,20 +21,20 @@ import fsspec
 from datasets import config as datasets_config
 from huggingface_hub import constants
 
-MAX_ENCODED_BYTES = 256 * 1024**2  # of one encoded image; a photograph that Pillow's limit of pixels admits is smaller
+MAX_ENCODED_BYTES = 256 * 1024**2  # of one encoded image; photographs within Pillow's pixel limit are smaller
 
 
 def read_file(path: str, folders: Sequence[str] | None = None, limit: int = MAX_ENCODED_BYTES) -> bytes:
-    """The content of `path`, a local path or a URL of the kinds above.
+    """Read `path`, a local path or a URL that is allowed as described above.
 
     Args:
-        path: of the row.
-        folders: absolute paths of the folders that a local path must be in; None allows all.
-        limit: bytes that the file may have.
+        path: path or URL from the row.
+        folders: absolute paths of the folders that a local path must be in; None allows all folders.
+        limit: maximum size of the file in bytes.
 
     Raises:
-        ValueError: the path is refused, or the file is not a regular file or larger than `limit`.
-        OSError: there is no such file, or it cannot be read.
+        ValueError: the path is refused, or the file is not a regular file or is larger than `limit`.
+        OSError: the file does not exist or cannot be read.
     """
     first, *containers = path.split("::") if "://" in path else [path]
     if first.startswith("zip://") and len(containers) == 1:
@@ -74,7 +74,7 @@ def _local_path(url: str) -> str:
 def _read_local(path: str, limit: int) -> bytes:
     if os.stat(path).st_size > limit:
         raise ValueError(f"larger than {limit} bytes")
-    # Should the file have been replaced by a pipe since it was checked, this does not wait for a writer.
+    # O_NONBLOCK: if the file was replaced by a pipe after the check, opening it does not wait for a writer.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         return _at_most(file.read(limit + 1), limit)
 

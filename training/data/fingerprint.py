@@ -1,4 +1,4 @@
-"""A fingerprint of the data that a run trains on, by which a resumed run on other data can be refused."""
+"""Fingerprint of the training data, to detect that a resumed run uses other data."""
 
 import hashlib
 import json
@@ -15,23 +15,23 @@ CHUNK = 10_000  # rows
 
 
 def dataset_fingerprint(rows: datasets.Dataset | datasets.IterableDataset) -> str | None:
-    """A hash of the rows in their order: the name and size in bytes of each image, and its captions.
+    """Hash the rows in their order: the name and size in bytes of each image, and its captions.
 
-    It is equal in every process and, for images in a folder or inside of the rows, on every machine: names count from
-    the images' common folder on, and neither the cache nor the times of files matter. It changes if rows are added,
-    removed or reordered, if another `max_train_samples` or seed selects others, and if an image is replaced by one of
-    another size. No image is opened; a million files take seconds on a local disk.
+    The hash is the same in every process and, for images in a folder or inside the rows, on every machine: names are
+    relative to the common folder of the images, and the cache and modification times do not matter. It changes if rows
+    are added, removed or reordered, if another `max_train_samples` or seed selects other rows, and if an image is
+    replaced by one of another size. Images are not opened; a million files take seconds on a local disk.
 
     Args:
         rows: what `training.data.dataset.load_image_text_dataset` returns.
 
-    Returns: 64 hexadecimal digits; None for a stream, which is not known before it is read: its name, revision and
-    split have to be compared instead.
+    Returns: 64 hexadecimal digits; None for a stream, whose content is unknown before it is read. Compare its name,
+    revision and split instead.
     """
     if not isinstance(rows, datasets.Dataset):
         return None
     digest = hashlib.sha256()
-    with ThreadPoolExecutor(16) as pool:  # on a network disk asking for a size takes milliseconds
+    with ThreadPoolExecutor(16) as pool:  # on a network disk, reading the size of a file takes milliseconds
         for name, feature in sorted(rows.features.items()):
             column = rows.data.column(name)
             is_image = isinstance(feature, datasets.Image) and pa.types.is_struct(column.type)
@@ -39,9 +39,9 @@ def dataset_fingerprint(rows: datasets.Dataset | datasets.IterableDataset) -> st
             digest.update(name.encode())
             read = partial(_images, start=_common_folder(column)) if is_image else _values
             for values in pool.map(read, chunks):
-                # A comma ends each value, so that the hash does not depend on where the table's chunks end.
+                # Each value is followed by a comma, so that the hash does not depend on the chunks of the table.
                 digest.update((json.dumps(values, default=str)[1:-1] + ", ").encode())
-    if rows._indices is not None:  # of a shuffled or selected data set: its rows' places in the table, in order
+    if rows._indices is not None:  # the rows of a shuffled or selected data set, as indices into the table
         digest.update(rows._indices.column(0).to_numpy().tobytes())
     return digest.hexdigest()
 

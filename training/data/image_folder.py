@@ -1,7 +1,7 @@
-"""A folder of images with their captions, in a metadata file or in a text file beside each image.
+"""Reader of image folders with captions in a metadata file or in a text file beside each image.
 
-`datasets` reads such folders too, but one damaged line ends its reading. Here the line is kept as a row without image
-or caption, so that training replaces it like any other unusable row and counts it.
+`datasets` also reads such folders, but fails on one damaged line. This reader keeps a damaged line as a row without
+image or caption, so that training replaces and counts it like any other unusable row.
 """
 
 import csv
@@ -29,35 +29,35 @@ METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in PHOTO_FORMATS}
 MAX_CAPTION_BYTES = 1024**2  # of one text file
 
-Row = tuple[str | None, str | list[str] | None, str | None]  # image path, caption or captions, what is wrong
+Row = tuple[str | None, str | list[str] | None, str | None]  # image path, caption or captions, problem
 
 
 def is_image(path: str) -> bool:
-    """Whether the name ends as one of a photograph."""
+    """Whether the file name has the extension of a supported image format."""
     return os.path.splitext(path)[1].lower() in EXTENSIONS
 
 
 def read_image_folder(
     files: Sequence[str], image_column: str = "image", caption_column: str = "text", source: str = "--train_data_dir"
 ) -> datasets.Dataset:
-    """Read the images and captions among `files`.
+    """Read the images and captions in `files`.
 
     Metadata files (`metadata.jsonl`, `.csv` or `.parquet`) name the images in a column `file_name`, relative to the
-    metadata's own folder, and hold a string or a list of strings in the caption column. Without any, each image has
-    its captions in a `.txt` file of the same name, as kohya's scripts expect it: each line that is not blank is a
-    caption of its own.
+    folder of the metadata file, and have a string or a list of strings in the caption column. If there is no metadata
+    file, the captions of an image are in a `.txt` file of the same name, as for kohya's scripts: each non-blank line is
+    one caption.
 
     Args:
         files: absolute local paths.
-        image_column: "image" for the metadata's `file_name`; X for `X_file_name`.
-        caption_column: the metadata's column of captions.
-        source: the flag and value that the files come from, for messages.
+        image_column: "image" for the column `file_name` of the metadata; X for `X_file_name`.
+        caption_column: caption column of the metadata.
+        source: flag and value that name the folder, for messages.
 
-    Returns: the columns `image_column`, undecoded paths, and `caption_column`. An image name that leaves its folder,
-    a caption that is no text and a line that cannot be parsed are None; a warning counts them.
+    Returns: a data set with the columns `image_column`, undecoded paths, and `caption_column`. An image name outside of
+    the folder, a caption that is not text and a line that cannot be parsed are None; a warning counts them.
 
     Raises:
-        DataError: there are no images, no captions, no such column, or not one row that can be used.
+        DataError: there are no images, no captions, no such column, or no usable row.
     """
     metadata = [path for path in files if os.path.basename(path) in METADATA_NAMES]
     if metadata:
@@ -69,7 +69,7 @@ def read_image_folder(
         text = f"{source}: {len(problems)} of {len(rows)} rows cannot be used; the first: {one_line(problems[0])}"
         if len(problems) == len(rows):
             raise DataError(f"{text}. Correct the files, or pass another --caption_column than {caption_column}")
-        logger.warning("%s. They are replaced by the next usable row and counted", text)
+        logger.warning("%s. They will be replaced by the next usable row and counted", text)
     return _to_dataset(rows, image_column, caption_column)
 
 
@@ -82,10 +82,10 @@ def _read_metadata(paths: Sequence[str], image_column: str, caption_column: str,
             if isinstance(record, dict):
                 names |= {key: key.removesuffix("_file_name") for key in record if key not in names}
     if not records:
-        raise DataError(f"{source}: {one_line(paths[0])} is empty; write a line with `file_name` and a caption in it")
+        raise DataError(f"{source}: {one_line(paths[0])} is empty; add a line with `file_name` and a caption per image")
     found = {key for _, _, record in records if isinstance(record, dict) for key in record}
     if not found:
-        raise DataError(f"{source}: {records[0][1]}: {records[0][2]}, nor can any other line be read")
+        raise DataError(f"{source}: no line of the metadata can be read; the first: {records[0][1]}: {records[0][2]}")
     check_columns([names[key] for key in names if key in found], image_column, caption_column, source)
     key = next(key for key, column in names.items() if column == image_column and key in found)
     return [_to_row(folder, place, record, key, caption_column) for folder, place, record in records]
@@ -99,7 +99,7 @@ def _to_row(folder: str, place: str, record: dict[str, Any] | str, key: str, cap
     if not isinstance(name, str) or not name or not is_text(name):
         problem = f"{place}: `{key}` is {name!r:.60}, not the name of a file"
     elif "://" in name or os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
-        problem = f"{place}: `{key}` is {name!r:.200}, which is not inside of the metadata's folder"
+        problem = f"{place}: `{key}` is {name!r:.200}, which is not inside the metadata's folder"
     else:
         image = os.path.join(folder, os.path.normpath(name))
     options = caption_options(cell)
@@ -109,7 +109,7 @@ def _to_row(folder: str, place: str, record: dict[str, Any] | str, key: str, cap
 
 
 def _records(path: str, source: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Each line's place and content, which is a text where the line cannot be read."""
+    """Yield the location and content of each line. The content of an invalid line is a description of the problem."""
     name, read = one_line(path), {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[os.path.splitext(path)[1]]
     number = 0
     try:
@@ -133,7 +133,7 @@ def _jsonl(path: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _csv(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Bytes that are not UTF-8 become surrogates, which make the one caption unusable.
+    # Bytes that are not UTF-8 become surrogates, which make only the caption with them unusable.
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = csv.DictReader(file, restkey="", restval=None)
         for record in lines:
@@ -153,18 +153,18 @@ def _read_text_files(files: Sequence[str], source: str) -> list[Row]:
     images, names = sorted(path for path in files if is_image(path)), set(files)
     if not images:
         raise DataError(
-            f"{source}: there are no images in it; put images there with a metadata.jsonl (fields file_name and text) "
-            "or a .txt beside each image. A data set of other files is passed as --dataset_name"
+            f"{source}: there are no images in the folder; add images with a metadata.jsonl (fields file_name and "
+            "text) or a .txt file beside each image. Pass other kinds of data sets as --dataset_name"
         )
     texts = [os.path.splitext(path)[0] + ".txt" for path in images]
     if names.isdisjoint(texts):
         tables = [path for path in files if path.endswith((".jsonl", ".csv", ".json", ".parquet"))]
-        fix = f"rename {one_line(tables[0])} to metadata{os.path.splitext(tables[0])[1]}" if tables else "write one"
+        fix = f"rename {one_line(tables[0])} to metadata{os.path.splitext(tables[0])[1]}" if tables else "add one"
         raise DataError(
-            f"{source}: its {len(images)} images have no captions: there is neither a metadata.jsonl (or .csv, "
-            f".parquet; fields file_name and text) nor a .txt beside each image; {fix}"
+            f"{source}: the {len(images)} images have no captions: there is neither a metadata.jsonl (or .csv, "
+            f".parquet; fields file_name and text) nor a .txt file beside each image; {fix}"
         )
-    with ThreadPoolExecutor(16) as pool:  # on a network disk opening a small file takes milliseconds
+    with ThreadPoolExecutor(16) as pool:  # on a network disk, opening a small file takes milliseconds
         captions = list(pool.map(lambda path: _read_text(path) if path in names else None, texts))
     return [
         (image if is_text(image) else None, options or None, None if options else f"{text}: no caption")

@@ -1,4 +1,4 @@
-"""Image files to RGB pixels: decoding whatever the web holds, then the resize, flip and crop of training."""
+"""Decoding of image files to RGB, and the resize, flip and crop of training images."""
 
 import io
 import warnings
@@ -11,29 +11,30 @@ from PIL import Image, ImageOps
 
 from training.data.files import MAX_ENCODED_BYTES, read_file
 
-# Pillow knows some fifty formats; EPS would start Ghostscript, and the scientific ones hold no photographs.
+# Of the many formats that Pillow supports, only these are used: EPS would start Ghostscript, and scientific formats do
+# not contain photographs.
 Image.init()
 PHOTO_FORMATS = tuple(f for f in ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000") if f in Image.OPEN)
 
 
 def decode_image(value: Any, folders: Sequence[str] | None = None) -> Image.Image:
-    """Decode an undecoded cell of a `datasets` image column to an upright RGB image.
+    """Decode a cell of an undecoded `datasets` image column to an upright RGB image.
 
-    The EXIF orientation is applied, transparency is composited on white, 16-bit greyscale is scaled to 8 bits. The
-    first frame of an animation is taken.
+    The EXIF orientation is applied, transparency is composited on white, 16-bit greyscale is scaled to 8 bits, and the
+    first frame of an animation is used.
 
     Args:
-        value: `{"bytes": bytes | None, "path": str | None}`, a path or URL, or the file's bytes. Which paths are read
-            is documented in `training.data.files`.
-        folders: absolute paths of the folders that a local path must be in; None allows all.
+        value: `{"bytes": bytes | None, "path": str | None}`, a path or URL, or the file's bytes. See
+            `training.data.files` for the paths that are allowed.
+        folders: absolute paths of the folders that a local path must be in; None allows all folders.
 
     Raises:
-        Exception: many kinds, since decoders raise many on damaged files; also for anything larger than
-            `MAX_ENCODED_BYTES` or Pillow's limit against decompression bombs (`PIL.Image.MAX_IMAGE_PIXELS`, 89
-            million pixels).
+        Exception: exceptions of many types, because decoders raise many types on damaged files; also for files larger
+            than `MAX_ENCODED_BYTES` and images above Pillow's limit against decompression bombs
+            (`PIL.Image.MAX_IMAGE_PIXELS`, 89 million pixels).
     """
     with warnings.catch_warnings():
-        # Pillow only warns up to twice its limit; such an image would still take the memory of a worker.
+        # Up to twice its limit, Pillow only warns, but such an image would use too much memory in a worker.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = Image.open(io.BytesIO(_read(value, folders)), formats=PHOTO_FORMATS)
         return _to_rgb(ImageOps.exif_transpose(image))
@@ -53,7 +54,7 @@ def _read(value: Any, folders: Sequence[str] | None) -> bytes:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise ValueError("a floating-point image: its range is not known")
+        raise ValueError("a floating-point image, the value range of which is unknown")
     if image.mode.startswith("I"):  # 16-bit greyscale, which convert() would clip to white
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if image.has_transparency_data:
@@ -64,10 +65,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize_short_side(image: Image.Image, resolution: int) -> Image.Image:
-    """Resize (Lanczos) to a short side of `resolution` pixels; the long side is rounded down, as torchvision does.
+    """Resize (Lanczos) to a short side of `resolution` pixels; the long side is rounded down, as in torchvision.
 
     Raises:
-        ValueError: the aspect ratio is so extreme that the result would pass Pillow's limit of pixels.
+        ValueError: the aspect ratio is so extreme that the result would exceed Pillow's limit of pixels.
     """
     short = min(image.size)
     width, height = (resolution if side == short else int(resolution * side / short) for side in image.size)
@@ -79,9 +80,9 @@ def resize_short_side(image: Image.Image, resolution: int) -> Image.Image:
 def flip_and_crop(
     image: Image.Image, resolution: int, generator: torch.Generator, center_crop: bool, random_flip: bool
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Mirror with p = 0.5 if `random_flip`, then cut a square of `resolution` pixels at the centre or at random.
+    """Flip horizontally with p = 0.5 if `random_flip`, then crop a square of `resolution` pixels, central or random.
 
-    Returns the square and its top left corner `(y, x)` in the mirrored image, as SDXL's conditioning has it.
+    Returns the square and its top left corner `(y, x)` in the flipped image, as used in SDXL's conditioning.
     """
     if random_flip and torch.rand((), generator=generator) < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -94,6 +95,6 @@ def flip_and_crop(
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
-    """An RGB image as float32 `(3, H, W)` in [-1, 1]."""
+    """Convert an RGB image to a float32 tensor `(3, H, W)` in [-1, 1]."""
     array = np.array(image, dtype=np.float32)
     return torch.from_numpy(array).permute(2, 0, 1).contiguous() / 127.5 - 1

@@ -1,8 +1,8 @@
-"""The order of the training data, a pure function of (seed, epoch, global sample index).
+"""The order of the training data, as a pure function of (seed, epoch, global sample index).
 
 Training reads one infinite stream of positions p = 0, 1, 2, ... Position p is sample
-`epoch_order(seed, p // n)[p % n]`, whatever the number of processes or workers, so the number of positions
-consumed is all that a checkpoint needs to resume exactly, in mid-epoch and with another number of processes.
+`epoch_order(seed, p // n)[p % n]`, independently of the number of processes or workers. A checkpoint therefore only
+needs the number of consumed positions to resume exactly, also in mid-epoch and with another number of processes.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from training.data.errors import DataError
 
 
 class SampleKey(NamedTuple):
-    """What a data set needs to make one sample: `index` is its row, `position` its place in the stream."""
+    """Identifies one sample: `epoch`, `index` of the row in the data set, and `position` in the stream."""
 
     epoch: int
     index: int
@@ -30,20 +30,20 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
 
 
 class GlobalBatchSampler(Sampler[list[SampleKey]]):
-    """Batches of one process, without end: the `batch_sampler` of a `torch.utils.data.DataLoader`.
+    """Endless batches of one process, for the `batch_sampler` of a `torch.utils.data.DataLoader`.
 
     Global batch g covers the `batch_size * world_size` positions from `start_position + g * batch_size *
-    world_size`; process `rank` gets its contiguous `batch_size` of them. Batches run across the end of an
-    epoch, so that no sample is dropped. Each `iter()` begins again at `start_position`.
+    world_size`; process `rank` gets a contiguous slice of `batch_size` of them. Batches may cross the end of an
+    epoch, so that no sample is dropped. Each `iter()` starts again at `start_position`.
 
     Args:
-        num_samples: rows of the data set.
-        batch_size: samples of one process in one batch.
-        rank: this process, 0 <= rank < `world_size`.
+        num_samples: number of rows of the data set.
+        batch_size: number of samples per process and batch.
+        rank: index of this process, 0 <= rank < `world_size`.
         world_size: number of processes.
-        seed: of the permutations.
-        start_position: samples that all processes together have consumed before.
-        shuffle: False reads the rows in order.
+        seed: seed of the permutations.
+        start_position: number of samples that all processes together have consumed before.
+        shuffle: whether to shuffle; False reads the rows in order.
 
     Raises:
         DataError: the data set is smaller than one global batch.
@@ -90,7 +90,7 @@ class GlobalBatchSampler(Sampler[list[SampleKey]]):
 
 
 def check_slice(batch_size: int, rank: int, world_size: int, start_position: int) -> None:
-    """Raises: ValueError: unless batch_size >= 1, 0 <= rank < world_size and start_position >= 0."""
+    """Raise a ValueError unless batch_size >= 1, 0 <= rank < world_size and start_position >= 0."""
     if batch_size < 1:
         raise ValueError(f"--train_batch_size is {batch_size}: it must be at least 1")
     if not 0 <= rank < world_size:

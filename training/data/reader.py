@@ -1,4 +1,4 @@
-"""One training sample from one row: caption, decoded image, crop; and what happens when a row cannot be used."""
+"""Reading of a training sample from a row: caption, decoding, crop; and counting of unusable rows."""
 
 import logging
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from training.data.order import SampleKey
 
 logger = logging.getLogger(__name__)
 
-MAX_REPLACED = 100  # consecutive unusable samples; more than that is a wrong column or a lost disk, not bad luck
+MAX_REPLACED = 100  # consecutive unusable samples; at this number, a wrong column or a missing disk is likely
 
 
 class UnusableSample(Exception):
@@ -27,9 +27,9 @@ class SampleReader:
 
     Attributes:
         image_column, caption_column: names of the columns.
-        resolution: side of the square that is cut out, in pixels; the short side is resized to it.
-        center_crop: cut at the centre, not at random.
-        random_flip: mirror with p = 0.5.
+        resolution: side of the cropped square in pixels; the short side is resized to it.
+        center_crop: whether to crop at the center instead of at random.
+        random_flip: whether to flip horizontally with p = 0.5.
         seed: seed of the whole run.
         folders: absolute paths of the folders that a row's local image path must be in; None allows any regular file.
             See `training.data.sources.image_folders`.
@@ -44,22 +44,22 @@ class SampleReader:
     folders: tuple[str, ...] | None = None
 
     def __call__(self, row: dict[str, Any], key: SampleKey, sample_id: int) -> dict[str, Any]:
-        """Read `row`, which has the id `sample_id`, for the place `key` of the stream.
+        """Read `row`, which has the id `sample_id`, for the position `key` of the stream.
 
         Returns: `pixels` float32 (3, resolution, resolution) in [-1, 1]; `caption`; the integers `sample_id` and
-        `position`; `original_size` (h, w) of the upright file, `crop_top_left` (y, x) after resizing and
-        `target_size` (h, w), all in pixels, as SDXL is conditioned on them; `enlarged`, whether the image is smaller
-        than the resolution, so that resizing made it larger.
+        `position`; `original_size` (h, w) of the upright image, `crop_top_left` (y, x) after resizing and
+        `target_size` (h, w), all in pixels, for SDXL's conditioning; `enlarged`, whether the image is smaller than the
+        resolution and was enlarged.
 
         Raises:
-            UnusableSample: with the reason.
+            UnusableSample: the row cannot be used; the message has the reason.
         """
         generator = torch.Generator().manual_seed(derive_seed(self.seed, key.epoch, key.index))
         caption = choose_caption(row[self.caption_column], generator)
         try:
             image = decode_image(row[self.image_column], self.folders)
             resized = resize_short_side(image, self.resolution)
-        except Exception as error:  # decoders of damaged files raise all kinds of errors
+        except Exception as error:  # decoders raise many types of errors on damaged files
             raise UnusableSample(f"{_name_of(row[self.image_column])}: {reason(error)}") from error
         square, corner = flip_and_crop(resized, self.resolution, generator, self.center_crop, self.random_flip)
         return {
@@ -75,10 +75,10 @@ class SampleReader:
 
 
 def choose_caption(cell: Any, generator: torch.Generator) -> str:
-    """The caption of a cell: a string, or one of a list of strings, drawn evenly from those that aren't blank.
+    """The caption of a cell: a string, or one string of a list, drawn uniformly from those that are not blank.
 
     Raises:
-        UnusableSample: there is none.
+        UnusableSample: the cell has no caption.
     """
     options = caption_options(cell)
     if not options:
@@ -87,7 +87,7 @@ def choose_caption(cell: Any, generator: torch.Generator) -> str:
 
 
 def caption_options(cell: Any) -> list[str]:
-    """The captions of a cell: a string, or the strings of a list, without those that are blank or not valid Unicode."""
+    """All captions of a cell, a string or a list of strings, except those that are blank or not valid Unicode."""
     options = [cell] if isinstance(cell, str) else cell if isinstance(cell, Sequence) else []
     return [option for option in options if is_text(option)]
 
@@ -102,14 +102,18 @@ def _name_of(cell: Any) -> str:
 
 
 class Replacements:
-    """Consecutive unusable samples: counts them, and gives up at the limit."""
+    """Counts consecutive unusable samples, and raises an error at a limit."""
 
     def __init__(self, reader: SampleReader):
         self.reader = reader
         self.reasons: list[str] = []
 
     def add(self, sample_id: int, error: UnusableSample, limit: int = MAX_REPLACED) -> None:
-        """Count one. Raises: DataError: `limit` is reached."""
+        """Count one unusable sample.
+
+        Raises:
+            DataError: `limit` is reached.
+        """
         logger.info("sample %d replaced: %s", sample_id, error)
         self.reasons.append(f"{sample_id} ({error})")
         if len(self.reasons) >= limit:

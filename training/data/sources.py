@@ -1,14 +1,14 @@
-"""Where the rows of a data set come from.
+"""Loading of data sets from the Hub, from image folders, WebDataset shards and saved data sets.
 
-`--dataset_name` is a data set of the Hub, a local one, or one of the loaders of `datasets` (json, csv, parquet, arrow,
+`--dataset_name` is a data set on the Hub, a local one, or one of the loaders of `datasets` (json, csv, parquet, arrow,
 imagefolder, webdataset), which reads the files in `--train_data_dir`. `--train_data_dir` alone is one of
 
-- a folder of images with metadata or text files: see `training.data.image_folder`; also zipped, with metadata;
+- a folder of images with metadata or text files (see `training.data.image_folder`), or a zipped one with metadata;
 - a folder of WebDataset shards (`.tar`), whose columns are the extensions of the files in them, for example
   `--image_column jpg --caption_column txt`;
-- a folder that `datasets.Dataset.save_to_disk` has written.
+- a folder that was written by `datasets.Dataset.save_to_disk`.
 
-Subfolders or files that are named after splits (`train`, `test`, ...) are splits, as `datasets` defines them.
+Subfolders or files that are named after splits (`train`, `test`, ...) are splits, as defined by `datasets`.
 """
 
 import logging
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 Rows = datasets.Dataset | datasets.IterableDataset
 
-LOADERS = ("json", "csv", "parquet", "arrow", "imagefolder", "webdataset")  # that read the files in --train_data_dir
-FOLDER_SHARDS = 64  # of an image folder that is streamed: the most processes and workers that read disjoint parts
+LOADERS = ("json", "csv", "parquet", "arrow", "imagefolder", "webdataset")  # they read the files in --train_data_dir
+FOLDER_SHARDS = 64  # shards of a streamed image folder: the maximum number of processes times workers
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which data set is meant: values of `--dataset_name`, `--dataset_config_name`, `--train_data_dir` and so on."""
+    """The flags that name a data set: `--dataset_name`, `--dataset_config_name`, `--train_data_dir` and so on."""
 
     name: str | None = None
     config: str | None = None
@@ -52,14 +52,14 @@ class Source:
 
     @property
     def is_local(self) -> bool:
-        """Whether the user names files of this machine, rather than a data set of the Hub."""
+        """Whether the data set consists of local files instead of being on the Hub."""
         return self.name is None or self.name in LOADERS or os.path.exists(self.name)
 
 
 def image_folders(source: Source) -> tuple[str, ...] | None:
-    """The folders that a row's local image path must be in, for `SampleReader`: the caches, for a data set of the Hub.
+    """The folders that local image paths must be in, for `SampleReader`: the caches, for a data set on the Hub.
 
-    A local data set may name any local file, as lists of images commonly do; None says so.
+    None for a local data set, which may name any local file, as lists of images often do.
     """
     if source.is_local:
         return None
@@ -68,12 +68,12 @@ def image_folders(source: Source) -> tuple[str, ...] | None:
 
 
 def load_split(source: Source, split: str, image_column: str, caption_column: str, streaming: bool = False) -> Rows:
-    """All rows of one split.
+    """Load all rows of a split.
 
     Args:
         source: the data set.
         split: name of the split.
-        image_column, caption_column: needed for image folders, of which only these columns are read.
+        image_column, caption_column: names of the columns; for image folders, only these columns are read.
         streaming: whether to return a `datasets.IterableDataset`.
 
     Raises:
@@ -91,18 +91,22 @@ def load_split(source: Source, split: str, image_column: str, caption_column: st
 
 
 def first_row(rows: Rows, source: Source) -> dict[str, Any]:
-    """The first row of a stream. Raises: DataError: it cannot be read, or there is none."""
+    """The first row of a stream.
+
+    Raises:
+        DataError: the row cannot be read, or the stream is empty.
+    """
     with _one_line_errors(source):
         row = next(iter(rows), None)
     if row is None:
-        raise DataError(f"{source}: the split has no rows; name another data set or --dataset_split")
+        raise DataError(f"{source}: the split has no rows; give another data set or --dataset_split")
     return row
 
 
 def _load_folder(
     source: Source, folder: str, split: str, image_column: str, caption_column: str, streaming: bool
 ) -> Rows:
-    # The loader is only asked which files there are and which split they belong to.
+    # The builder is only used to find the files and the splits that they belong to.
     with _one_line_errors(source):
         builder = datasets.load_dataset_builder("imagefolder", data_dir=folder, cache_dir=source.cache_dir)
     found = {str(name): paths for name, paths in (builder.config.data_files or {}).items()}
@@ -112,7 +116,7 @@ def _load_folder(
     if source.name == "webdataset" or (source.name is None and ".tar" in endings and not has_images):
         shards = [path for path in files if path.endswith(".tar")]
         if not shards:
-            raise DataError(f"{source}: there are no .tar files in it; name the folder of the shards")
+            raise DataError(f"{source}: there are no .tar files in the folder; give the folder of the shards")
         return _load(source, split, "webdataset", streaming, data_files={split: shards})
     if ".zip" in endings:
         return _load(source, split, "imagefolder", streaming, data_dir=folder)
@@ -158,16 +162,16 @@ def _to_stream(rows: datasets.Dataset) -> datasets.IterableDataset:
 
 @contextmanager
 def _one_line_errors(source: Source) -> Iterator[None]:
-    """Turn what `datasets` and the formats' readers raise, of many kinds, into a `DataError`."""
+    """Context manager that turns the many errors of `datasets` and its readers into a one-line `DataError`."""
     try:
         yield
     except DataError:
         raise
     except EmptyDatasetError as error:
-        raise DataError(f"{source}: there are no files in it; put images and a metadata.jsonl there") from error
+        raise DataError(f"{source}: there are no files in the folder; add images and a metadata.jsonl") from error
     except DataFilesNotFoundError as error:
         raise DataError(
-            f"{source}: there are no files that datasets can read; a folder of images is passed as --train_data_dir"
+            f"{source}: there are no files that datasets can read; pass a folder of images as --train_data_dir"
         ) from error
     except DatasetNotFoundError as error:
         raise DataError(
@@ -180,4 +184,4 @@ def _one_line_errors(source: Source) -> Iterator[None]:
             "a local folder as --train_data_dir"
         ) from error
     except Exception as error:
-        raise DataError(f"{source}: cannot be loaded ({reason(error)}); correct these files or the flag") from error
+        raise DataError(f"{source}: cannot be loaded ({reason(error)}); fix the files or the flag") from error

@@ -1,4 +1,4 @@
-"""Training on a stream: a data set that is read as it arrives, without an index."""
+"""Streamed data sets, which are read while they are downloaded and have no index."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ from training.data.errors import DataError, reason
 from training.data.order import SampleKey, check_slice
 from training.data.reader import Replacements, SampleReader, UnusableSample
 
-SHUFFLE_BUFFER = 1000  # rows held in memory by each worker, undecoded, to draw from
+SHUFFLE_BUFFER = 1000  # undecoded rows in the shuffle buffer of each worker
 
 
 class StreamingImageTextDataset(IterableDataset):
-    """Samples of a stream without end, for one process; the same fields as `ImageTextDataset`.
+    """Endless samples of a stream for one process, with the same fields as `ImageTextDataset`.
 
-    Processes and workers read disjoint shards (files) of the data set, or every n-th row where it has too few; each
-    begins a new epoch, newly shuffled, when its own shards end. Row k that a worker reads fills the k-th place of
-    its batches whether usable or not - an unusable one is replaced by the next - so a resumed run only counts rows
-    off, without decoding them. It still has to read them, and it needs the same number of processes and workers.
+    Processes and workers read disjoint shards (files) of the data set, or every n-th row if there are too few shards.
+    When its own shards end, each of them starts a new epoch with a new shuffle. The k-th row that a worker reads takes
+    the k-th place in its batches even if it is unusable and replaced by the next, so a resumed run can skip rows
+    without decoding them. It still has to read them, and it needs the same number of processes and workers.
 
     Args:
         rows: the stream.
-        reader: makes samples of rows. `sample_id` is the position: a stream's rows have no numbers.
+        reader: makes samples from rows. `sample_id` is the position, because the rows of a stream have no index.
         batch_size, rank, world_size, start_position: as in `GlobalBatchSampler`.
 
     Raises:
@@ -58,7 +58,7 @@ class StreamingImageTextDataset(IterableDataset):
         self.world_size = world_size
 
     def epoch_rows(self, epoch: int) -> datasets.IterableDataset:
-        """This process's rows in the order of `epoch`; in a worker, datasets gives each its own shards."""
+        """The rows of this process in the order of `epoch`. `datasets` splits them between the workers."""
         shuffled = self.rows.shuffle(seed=derive_seed(self.reader.seed, epoch), buffer_size=SHUFFLE_BUFFER)
         return split_dataset_by_node(shuffled, self.rank, self.world_size)
 
@@ -102,9 +102,9 @@ def _read(rows: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
             row = next(iterator)
         except StopIteration:
             return
-        except Exception as error:  # whatever the format's reader and the connection raise
+        except Exception as error:  # readers of the formats and the connection raise many types of errors
             raise DataError(
-                f"--streaming: the stream cannot be read further: {reason(error)}. Correct the damaged file, or check "
+                f"--streaming: the stream cannot be read any further: {reason(error)}. Fix the damaged file, or check "
                 "the connection; then resume"
             ) from error
         yield row

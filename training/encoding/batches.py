@@ -1,4 +1,4 @@
-"""Makes the batch of an iteration from what the loader gives: encoded images and captions, random numbers."""
+"""Makes the batch of an iteration from loaded samples: encoded images and captions, and random numbers."""
 
 from dataclasses import dataclass, field
 
@@ -20,15 +20,15 @@ from training.options.options import Options
 
 @dataclass
 class BatchMaker:
-    """Makes a `Batch` of a collated sample list, on `device`.
+    """Makes a `Batch` from collated samples, on `device`.
 
     Attributes:
-        student, teacher: whose encoders turn captions into conditions; one and the same unless the teacher is another
-            model.
-        embeddings: of images and captions, computed or read from the cache.
-        last_timestep: s at which c_img is zeroed, or None to keep it everywhere.
-        dtype: of the captions' embeddings, the run's precision.
-        guiding: the embeddings `(1, ...)` of each prompt that guides the teacher.
+        student, teacher: model families whose encoders turn captions into conditions; the same object unless the
+            teacher is another model.
+        embeddings: source of the embeddings of images and captions, computed or read from the cache.
+        last_timestep: student timestep s at which c_img is set to zero, or None to keep it everywhere.
+        dtype: dtype of the caption embeddings, the precision of the run.
+        guiding: embeddings `(1, ...)` of each prompt that guides the teacher.
     """
 
     options: Options
@@ -44,7 +44,7 @@ class BatchMaker:
 
     @torch.no_grad()
     def __call__(self, loaded: dict, iteration: int) -> Batch:
-        """`loaded` is what `training.data.dataset.collate` returns."""
+        """Make the batch of `iteration` from `loaded`, the result of `training.data.dataset.collate`."""
         options, seed = self.options, self.settings.seed
         x0 = loaded["pixels"].to(self.device, non_blocking=True)
         captions, ids = loaded["captions"], loaded["sample_ids"]
@@ -79,7 +79,7 @@ class BatchMaker:
         return {name: value.to(self.dtype) for name, value in embedded.items()}
 
     def _teacher_conditions(self, student: Condition, captions: list[str], sizes: dict) -> TeacherConditions | None:
-        """`student` is what the captions are to the student; a teacher of the same repo takes the same."""
+        """The teacher's conditions. `student` is the student's condition, which a teacher from the same repo shares."""
         if self.options.method.distillation_weight == 0:
             return None
         same = self.teacher is self.student
@@ -88,7 +88,7 @@ class BatchMaker:
         return TeacherConditions(caption, *guiding)
 
     def _guiding_condition(self, prompt: str, sizes: dict) -> Condition:
-        """The teacher's condition for one prompt at every sample. The prompt is encoded once in a run."""
+        """The teacher's condition for one prompt, for every sample. Each prompt is encoded once per run."""
         if prompt not in self.guiding:
             self.guiding[prompt] = self._in_dtype(self.embeddings.captions(self.teacher, [prompt]))
         count = len(sizes["original_size"])
@@ -105,7 +105,7 @@ def make_batch_maker(
     seed: int,
     accelerator: Accelerator,
 ) -> BatchMaker:
-    """The `BatchMaker` of a run."""
+    """Make the `BatchMaker` of a run."""
     keeps_image = options.discriminator.condition_image_at_last_timestep
     return BatchMaker(
         options,

@@ -1,12 +1,12 @@
-"""Latents, caption embeddings, c_text and c_img of the whole set on disk, so that no encoder runs while training.
+"""Disk cache of the latents, caption embeddings, c_text and c_img of a data set; no encoder runs while training.
 
     DIR/images/mean.npy, std.npy, c_img.npy       (N, ...) by sample id
     DIR/captions/student.encoder_hidden_states.npy, ..., c_text.npy   (M, ...)
-    DIR/images/checksums/, captions/checksums/    of each row, by the arrays' names
+    DIR/images/checksums/, captions/checksums/    checksums of each row, in files named like the arrays
     DIR/captions.json                             the M captions
-    DIR/fingerprint.json                          what it was made with; has its name only when all is there
+    DIR/fingerprint.json                          data, models and options of the cache; only exists when it is complete
 
-Arrays are memory-mapped: a batch reads its own rows, and the set may be larger than memory. See `cache_arrays`.
+Arrays are memory-mapped: a batch reads only its own rows, and the cache may be larger than memory. See `cache_arrays`.
 """
 
 import json
@@ -96,10 +96,10 @@ def open_embeddings(
     teacher: Family,
     latents: LatentSpace,
 ) -> Embeddings:
-    """The encoders of a run, or with `--cache_dir_latents` the cache in their place.
+    """Make the embeddings of a run: its encoders, or with `--cache_dir_latents` the cache.
 
     Raises:
-        UserError: an encoder cannot be loaded, or the cache not be used; see `open_cache`.
+        UserError: an encoder cannot be loaded, or the cache cannot be used; see `open_cache`.
     """
 
     def encoders() -> OnlineEmbeddings:
@@ -116,10 +116,10 @@ def open_embeddings(
 
 
 def check_cache(options: Options, accelerator: Accelerator, rows: datasets.Dataset, student: Family, teacher: Family):
-    """Refuse a cache of something else before any weight is loaded.
+    """Refuse a cache of other data, models or options before any weight is loaded.
 
     Raises:
-        OptionError: the folder holds a cache of something else, or something that is no cache.
+        OptionError: the folder contains such a cache, or files that are not a cache.
     """
     if options.hardware.cache_dir_latents is not None:
         families = {"student": student} | ({} if teacher is student else {"teacher": teacher})
@@ -136,22 +136,22 @@ def open_cache(
     fingerprint: dict,
     make_encoders: Callable[[], OnlineEmbeddings],
 ) -> CachedEmbeddings:
-    """The cache in `--cache_dir_latents`; made first where there is none yet, or finished where it was interrupted.
+    """Open the cache in `--cache_dir_latents`. A missing or interrupted cache is computed first.
 
     Args:
-        families: by name, "student" and, where it is another, "teacher"; their weights are loaded.
-        fingerprint: of `cache_fingerprint`.
-        make_encoders: called only if something is to be computed.
+        families: model families with loaded weights, "student" and, if it is another one, "teacher".
+        fingerprint: fingerprint from `cache_fingerprint`.
+        make_encoders: makes the encoders; only called if something has to be computed.
 
     Raises:
-        OptionError: the folder holds a cache of something else, or something that is no cache.
-        FolderInUse: another run is making this cache.
-        CacheError: the cache is damaged, or cannot be written.
+        OptionError: the folder contains a cache of other data, models or options, or files that are not a cache.
+        FolderInUse: another run is computing this cache.
+        CacheError: the cache is damaged or cannot be written.
     """
     folder = Path(options.hardware.cache_dir_latents)
     if not on_main_process(accelerator, lambda: is_there(options, fingerprint)):
         with lock_folder_of_run(accelerator, folder, "--cache_dir_latents"):
-            # Another run may have finished it while this one waited for its networks to load.
+            # Another run may have finished the cache while the networks of this one were loading.
             if not on_main_process(accelerator, lambda: is_there(options, fingerprint)):
                 captions = list(dict.fromkeys([*fingerprint["prompts"], *all_captions(rows, reader)]))
                 tables = make_tables(
@@ -163,14 +163,14 @@ def open_cache(
 
 
 def _read_cache(folder: Path, families: dict[str, Family], accelerator: Accelerator) -> CachedEmbeddings:
-    """The finished cache in `folder`, checked."""
+    """Read and check the finished cache in `folder`."""
     try:
         captions = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
         rows = {caption: i for i, caption in enumerate(captions)}
     except (OSError, ValueError, TypeError) as error:
         raise CacheError(
-            f"--cache_dir_latents got {str(folder)!r}: captions.json is damaged: {error}. Remove the folder, and the "
-            "cache is made anew"
+            f"--cache_dir_latents got {str(folder)!r}: captions.json is damaged: {error}. Remove the folder; the cache "
+            "will be computed again"
         ) from error
     images, texts = (
         {path.stem: CheckedArray(path) for path in sorted((folder / part).glob("*.npy"))}
@@ -178,12 +178,12 @@ def _read_cache(folder: Path, families: dict[str, Family], accelerator: Accelera
     )
     if any(array.shape[0] != len(rows) for array in texts.values()):
         raise CacheError(
-            f"--cache_dir_latents got {str(folder)!r}: captions.json has {len(rows)} captions, the arrays another "
-            "number. Remove the folder, and the cache is made anew"
+            f"--cache_dir_latents got {str(folder)!r}: captions.json has {len(rows)} captions, but the arrays have "
+            "another number. Remove the folder; the cache will be computed again"
         )
     arrays = [*images.values(), *texts.values()]
     if any(array.sums is None for array in arrays):
-        logger.warning("%s was made by an earlier version, without checksums: damage to it cannot be seen", folder)
+        logger.warning("%s was made by an earlier version without checksums: damage cannot be detected", folder)
     on_main_process(accelerator, lambda: check_small_caches(arrays))
     names = {id(family): name for name, family in families.items()}
     return CachedEmbeddings(images, texts, rows, names, accelerator.device)
@@ -195,7 +195,7 @@ def cache_fingerprint(
     rows: datasets.Dataset,
     families: dict[str, Family],
 ) -> dict:
-    """What decides the numbers in the cache. Needs no weights."""
+    """Everything that determines the content of the cache: data, models and options. Needs no weights."""
     found = {
         "data": dataset_fingerprint(rows),
         "samples": len(rows),
@@ -218,11 +218,11 @@ def cache_fingerprint(
 
 
 def is_there(options: Options, fingerprint: dict) -> bool:
-    """Whether a whole cache of `fingerprint` is there.
+    """Whether a complete cache with this `fingerprint` exists.
 
     Raises:
-        OptionError: there is one of something else, or a part of one: it may have taken hours. Or the folder holds
-            something that is no cache.
+        OptionError: there is a complete or partial cache with another fingerprint, which is not overwritten because it
+            may have taken hours; or the folder contains files that are not a cache.
     """
     folder = Path(options.hardware.cache_dir_latents)
     check_cache_folder(folder)
@@ -230,7 +230,7 @@ def is_there(options: Options, fingerprint: dict) -> bool:
         found = read_fingerprint(path)
         if found is not None and (changed := difference(found, fingerprint)):
             raise OptionError(
-                f"--cache_dir_latents got {str(folder)!r}, which was made with something else: {changed}. "
-                "Name another folder, or remove this one"
+                f"--cache_dir_latents got {str(folder)!r}: this cache was made with other data, models or options: "
+                f"{changed}. Give another folder, or remove this one"
             )
     return read_fingerprint(folder / FINGERPRINT) == fingerprint

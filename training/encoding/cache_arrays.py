@@ -1,14 +1,14 @@
-"""Arrays on disk, filled row by row by several processes: room taken beforehand, a CRC-32 beside each row.
+"""Arrays on disk that several processes fill row by row, preallocated and with a CRC-32 checksum for each row.
 
     mean.npy             (N, ...) in NumPy's own format
     checksums/mean.npy   (N,) uint32, the CRC-32 of each row's bytes
 
-Rows are written with `pwrite`, not through a memory map, and only after all the room has been allocated: a full disk
-is then an error of the call, where a memory map would end the process with SIGBUS.
+Rows are written with `pwrite` instead of through a memory map, and only after all disk space is allocated. A full disk
+then raises an error, whereas a write through a memory map would end the process with SIGBUS.
 
-Why a checksum a row: training reads single rows in random order, and checking one costs less than reading it. A sum of
-a whole file could only be checked by reading all of it, hundreds of GB of a large set, before the first iteration; and
-it would miss what is damaged later.
+There is one checksum per row because training reads single rows in random order, and checking a row costs less than
+reading it. To check a hash of a whole file, all of it, possibly hundreds of GB, would have to be read before the first
+iteration, and later damage would not be detected.
 """
 
 import os
@@ -20,20 +20,20 @@ import numpy as np
 from training.errors import UserError
 
 CHECKSUMS = "checksums"
-# Caches up to this size are read whole when they are opened, which takes a few seconds and finds damage before the
-# networks load. Of larger ones every row is checked when it is read.
+# Caches up to this size are checked completely when they are opened, which takes a few seconds and finds damage before
+# the networks are loaded. In larger caches, each row is checked when it is read.
 CHECKED_WHOLE = 2 << 30
 
 
 class CacheError(UserError):
-    """The cache cannot be written, or is not what was written."""
+    """The cache cannot be written, or it is damaged."""
 
 
 def create_array(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
-    """Make an array of zeros and its checksums, with all their room on the disk taken.
+    """Create an array of zeros and its checksums, and allocate their disk space.
 
     Raises:
-        CacheError: there is no room, or the folder cannot be written to.
+        CacheError: there is not enough disk space, or the folder cannot be written to.
     """
     try:
         (path.parent / CHECKSUMS).mkdir(exist_ok=True)
@@ -42,13 +42,13 @@ def create_array(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
     except OSError as error:
         gib = np.dtype(dtype).itemsize * float(np.prod(shape, dtype=np.float64)) / 2**30
         raise CacheError(
-            f"--cache_dir_latents: no room for {path}, which takes {gib:.3g} GiB: {error}. Make room, or name a folder "
-            "on another disk"
+            f"--cache_dir_latents: cannot allocate {path}, which takes {gib:.3g} GiB: {error}. Free disk space, or "
+            "give a folder on another disk"
         ) from error
 
 
 def _allocate(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)  # writes the header and leaves a hole after it
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)  # writes the header and makes a sparse file
     header = array.offset
     del array
     with open(path, "r+b", buffering=0) as file:
@@ -63,10 +63,10 @@ def _allocate(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
 
 
 class CheckedArray:
-    """An array that `create_array` made. Reads check the rows; writes come with their checksums.
+    """An array made by `create_array`. Reading checks the checksums of the rows, and writing updates them.
 
     Args:
-        path: of the array.
+        path: path of the array.
 
     Raises:
         CacheError: a file is missing or shorter than its header says.
@@ -77,36 +77,36 @@ class CheckedArray:
         try:
             self.rows = np.load(path, mmap_mode="r")
             sums = path.parent / CHECKSUMS / path.name
-            # A cache of an earlier version has none.
+            # A cache of an earlier version has no checksums.
             self.sums = np.load(sums, mmap_mode="r") if (path.parent / CHECKSUMS).is_dir() else None
         except (OSError, ValueError, EOFError) as error:
             raise self._damaged(str(error)) from error
         if self.sums is not None and self.sums.shape != self.rows.shape[:1]:
-            raise self._damaged("its checksums are of another number of rows")
+            raise self._damaged("the number of checksums differs from the number of rows")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(N, ...)`."""
+        """The shape `(N, ...)`."""
         return self.rows.shape
 
     def read(self, numbers: list[int]) -> np.ndarray:
-        """`(B, ...)`: the rows of these numbers.
+        """Read and check the rows with these numbers. Returns `(B, ...)`.
 
         Raises:
-            CacheError: the bytes of one are not what was written.
+            CacheError: a row does not match its checksum.
         """
         found = np.stack([self.rows[number] for number in numbers])
         if self.sums is not None:
             for number, row in zip(numbers, found):
                 if zlib.crc32(row) != self.sums[number]:
-                    raise self._damaged(f"row {number} is not what was written")
+                    raise self._damaged(f"row {number} does not match its checksum")
         return found
 
     def write(self, first: int, values: np.ndarray) -> None:
-        """Put rows `first` and after in their place, and on the disk.
+        """Write `values` as the rows from `first` on, with their checksums, and flush them to the disk.
 
         Raises:
-            CacheError: the disk refuses them.
+            CacheError: the file cannot be written.
         """
         values = np.ascontiguousarray(values, self.rows.dtype)
         sums = np.array([zlib.crc32(row) for row in values], np.uint32)
@@ -124,13 +124,13 @@ class CheckedArray:
     def _damaged(self, what: str) -> CacheError:
         folder = self.path.parent.parent
         return CacheError(
-            f"--cache_dir_latents got {str(folder)!r}: {self.path} is damaged: {what}. Remove the folder, and the "
-            "cache is made anew"
+            f"--cache_dir_latents got {str(folder)!r}: {self.path} is damaged: {what}. Remove the folder; the cache "
+            "will be computed again"
         )
 
 
 def _put(path: Path, array: np.memmap, first: int, values: np.ndarray) -> None:
-    """Write rows into the file behind `array` and force them to the disk."""
+    """Write rows into the file of `array` and flush them to the disk."""
     data, place = memoryview(values.tobytes()), array.offset + first * array[:1].nbytes
     with open(path, "r+b", buffering=0) as file:
         while data:
@@ -140,10 +140,10 @@ def _put(path: Path, array: np.memmap, first: int, values: np.ndarray) -> None:
 
 
 def check_small_caches(arrays: list[CheckedArray]) -> None:
-    """Check all rows of a cache that is no larger than `CHECKED_WHOLE`.
+    """Check all rows of a cache that is not larger than `CHECKED_WHOLE`.
 
     Raises:
-        CacheError: a row is not what was written.
+        CacheError: a row does not match its checksum.
     """
     if sum(array.rows.nbytes for array in arrays) <= CHECKED_WHOLE:
         for array in arrays:

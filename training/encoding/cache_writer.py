@@ -1,7 +1,7 @@
-"""Filling the cache: each process does its share, and a run that was interrupted goes on with what is missing.
+"""Computes the cache. Each process computes its share, and an interrupted cache is continued.
 
-A table's rows are made `BATCH` at a time. `progress` has a byte for each such batch, set once its rows are written.
-Nothing is ever deleted: a folder that holds anything but a part of this very cache is refused.
+The rows of a table are computed in batches of `BATCH`. The file `progress` has a byte for each batch, which is set when
+its rows are written. Nothing is ever deleted: a folder that contains anything but a part of the same cache is refused.
 """
 
 import json
@@ -31,8 +31,8 @@ from training.processes.main_process import on_main_process
 
 logger = logging.getLogger(__name__)
 FINGERPRINT, PROGRESS = "fingerprint.json", "progress"
-UNFINISHED = FINGERPRINT + ".part"  # its name until all is there
-MARKS = {"data", "samples", "vae"}  # keys by which a fingerprint of ours is known
+UNFINISHED = FINGERPRINT + ".part"  # name of the fingerprint until the cache is complete
+MARKS = {"data", "samples", "vae"}  # keys that identify a fingerprint of this program
 BATCH = 16  # images or captions encoded at a time
 
 
@@ -41,8 +41,9 @@ class Table:
     """One folder of arrays.
 
     Attributes:
-        count: rows.
-        encode: makes, of several ranges of row numbers, the arrays' rows for each range in turn, by the arrays' names.
+        name: name of the folder.
+        count: number of rows.
+        encode: takes ranges of row numbers, and yields for each range the rows of the arrays by the arrays' names.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Table:
     encode: Callable[[list[range]], Iterable[dict[str, Tensor]]]
 
     def batches(self) -> list[range]:
-        """Row numbers, `BATCH` at a time."""
+        """Ranges of `BATCH` row numbers."""
         return [range(start, min(start + BATCH, self.count)) for start in range(0, self.count, BATCH)]
 
 
@@ -62,18 +63,18 @@ def make_tables(
     captions: list[str],
     num_workers: int,
 ) -> list[Table]:
-    """What is to be computed of images and of captions. `num_workers` processes read the images."""
+    """Make the tables of images and captions. `num_workers` processes read the images."""
     data, device = ImageTextDataset(rows, reader), encoders.space.vae.device
 
     @torch.no_grad()
     def images(batches: list[range]) -> Iterator[dict[str, Tensor]]:
-        # An unusable image's row is what its replacement has: training asks for the replacement by its own id.
+        # The row of an unusable image has the values of its replacement. Training reads the replacement by its own id.
         keys = [[SampleKey(0, i, i) for i in batch] for batch in batches]
         options = {
             "collate_fn": collate,
             "num_workers": num_workers,
             "worker_init_fn": ignore_interrupt,
-            "generator": torch.Generator(),  # else the heads would start elsewhere where a cache was made
+            "generator": torch.Generator(),  # otherwise computing a cache would change the initialization of the heads
         }
         for ids, loaded in zip(batches, read_batches(DataLoader(data, batch_sampler=keys, **options))):
             x0, ids = loaded["pixels"].to(device), torch.tensor(ids)
@@ -97,7 +98,7 @@ def make_tables(
 
 
 def all_captions(rows: datasets.Dataset, reader: SampleReader) -> Iterator[str]:
-    """Every caption that a sample may be given."""
+    """Yield every caption that a sample may have."""
     for cell in rows[reader.caption_column]:
         yield from caption_options(cell)
 
@@ -105,10 +106,10 @@ def all_captions(rows: datasets.Dataset, reader: SampleReader) -> Iterator[str]:
 def write_cache(
     folder: Path, fingerprint: dict, captions: list[str], tables: list[Table], accelerator: Accelerator, dtype: type
 ) -> None:
-    """Compute all that is not in `folder` yet, and last give the fingerprint its name.
+    """Compute everything that is not in `folder` yet, and finally rename the fingerprint to its final name.
 
     Raises:
-        CacheError: the folder cannot be written to, or its disk is full; at every process.
+        CacheError: the folder cannot be written to, or its disk is full; raised in every process.
     """
     unfinished = folder / UNFINISHED
     on_main_process(accelerator, lambda: _begin(folder, unfinished, fingerprint, captions, tables))
@@ -121,7 +122,7 @@ def write_cache(
 
 
 def read_fingerprint(path: Path) -> dict | None:
-    """What was written there; None where there is nothing, or nothing that this module wrote."""
+    """Read a fingerprint; None if the file does not exist or was not written by this module."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -130,36 +131,35 @@ def read_fingerprint(path: Path) -> dict | None:
 
 
 def check_cache_folder(folder: str | Path) -> None:
-    """Refuse a folder in which something lies that this program did not write. Nothing in it is changed.
+    """Refuse a folder that contains files which this program did not write. Nothing is changed.
 
-    A cache may be made where there is nothing yet, and read or finished where its fingerprint is, which is the first
-    file that is written.
+    The folder must be new or empty, or contain a fingerprint, which is the first file of a cache to be written.
 
     Raises:
-        OptionError: the folder is a file, or not empty and no cache.
+        OptionError: the folder is a file, or it is not empty and not a cache.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise OptionError(f"--cache_dir_latents got {str(folder)!r}: this is a file; name a folder")
+        raise OptionError(f"--cache_dir_latents got {str(folder)!r}: this is a file; give a folder")
     if any(read_fingerprint(folder / name) is not None for name in (FINGERPRINT, UNFINISHED)):
         return
-    # What a run that was killed before the fingerprint was in place leaves.
+    # Files that remain from a run that was killed before the fingerprint was written.
     harmless = {LOCK, f"{UNFINISHED}.tmp"}
     found = sorted({path.name for path in folder.iterdir()} - harmless) if folder.is_dir() else []
     if found:
         raise OptionError(
-            f"--cache_dir_latents got {str(folder)!r}, which is not empty and holds no cache ({', '.join(found[:3])}"
-            f"{', ...' * (len(found) > 3)}); nothing in it was changed. Name an empty or a new folder"
+            f"--cache_dir_latents got {str(folder)!r}, which is not empty and not a cache ({', '.join(found[:3])}"
+            f"{', ...' * (len(found) > 3)}); nothing in it was changed. Give an empty or a new folder"
         )
 
 
 def _begin(folder: Path, unfinished: Path, fingerprint: dict, captions: list[str], tables: list[Table]) -> None:
-    """Make the folders of the tables, or find those of a part of this cache. The fingerprint comes first."""
+    """Write the fingerprint and make the folders of the tables, unless a previous run has done so."""
     check_cache_folder(folder)
     found = read_fingerprint(unfinished)
     logger.info(
         "%s the cache of %d images and %d captions in %s",
-        "Going on with" if found == fingerprint else "Writing", tables[0].count, len(captions), folder,
+        "Continuing" if found == fingerprint else "Writing", tables[0].count, len(captions), folder,
     )  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,11 +173,11 @@ def _begin(folder: Path, unfinished: Path, fingerprint: dict, captions: list[str
 
 
 def _create(folder: Path, table: Table, dtype: type) -> None:
-    """Take the room of a table that was not begun, or that an earlier version began without checksums."""
+    """Allocate the disk space of a table that is new, or that an earlier version started without checksums."""
     progress = folder / PROGRESS
     if progress.is_file() and (folder / CHECKSUMS).is_dir():
         return
-    [first] = table.encode([range(1)])  # the first row says the arrays' shapes
+    [first] = table.encode([range(1)])  # the first row gives the shapes of the arrays
     for name, value in first.items():
         create_array(folder / f"{name}.npy", dtype, (table.count, *value.shape[1:]))
     created = progress.with_suffix(".new")
@@ -197,5 +197,5 @@ def _fill(folder: Path, table: Table, accelerator: Accelerator, dtype: type) -> 
         for i, values in zip(tqdm(mine, f"cache of {table.name}", disable=not accelerator.is_local_main_process), made):
             for name, value in values.items():
                 arrays[name].write(batches[i].start, value.float().cpu().numpy().astype(dtype))
-            os.pwrite(file.fileno(), b"\1", i)  # once the rows are on the disk
+            os.pwrite(file.fileno(), b"\1", i)  # after the rows are on the disk
     accelerator.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""Embeddings of images and captions by frozen encoders, computed for each batch. `cache.py` reads them from disk."""
+"""Latents and embeddings of images and captions, computed by frozen encoders. `cache.py` reads them from disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from training.models.families import Family
 
 
 class Embeddings(Protocol):
-    """Everything of a batch that the trained networks do not change.
+    """Interface of the latents and embeddings of a batch, which do not depend on the trained networks.
 
     Attributes:
-        condition_dim: D of c = [c_text, c_img], 0 where both are off.
+        condition_dim: dimension D of c = [c_text, c_img], 0 if both are disabled.
     """
 
     condition_dim: int
@@ -25,21 +25,22 @@ class Embeddings(Protocol):
         """Mean and standard deviation `(B, C, h, w)` of the latents of images `x0` with sample ids `ids (B,)`."""
 
     def captions(self, family: Family, captions: Sequence[str]) -> dict[str, Tensor]:
-        """What `family.embed` makes of B captions."""
+        """The result of `family.embed` for B captions."""
 
     def c_text(self, captions: Sequence[str]) -> Tensor | None:
-        """`(B, D)` unit vectors, or None where that condition is off."""
+        """Unit vectors c_text `(B, D)`, or None if this condition is disabled."""
 
     def c_img(self, x0: Tensor, ids: Tensor) -> Tensor | None:
-        """`(B, D)` unit vectors, or None where that condition is off."""
+        """Unit vectors c_img `(B, D)`, or None if this condition is disabled."""
 
 
 @dataclass(frozen=True)
 class OnlineEmbeddings:
-    """`Embeddings` by running the encoders.
+    """`Embeddings` that are computed by the encoders.
 
     Attributes:
-        text, image: encoders of c_text and c_img, or None where that condition is off.
+        space: the student's latent space.
+        text, image: encoders of c_text and c_img; None if the condition is disabled.
     """
 
     space: LatentSpace
@@ -47,7 +48,7 @@ class OnlineEmbeddings:
     image: ImageCondition | None
 
     def latents(self, x0: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """`ids` are for the cache."""
+        """See `Embeddings`; `ids` are not used."""
         return self.space.moments(x0)
 
     @property
@@ -57,7 +58,7 @@ class OnlineEmbeddings:
 
     @torch.no_grad()
     def captions(self, family: Family, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Each different caption is encoded once."""
+        """See `Embeddings`; each distinct caption is encoded once."""
         unique = list(dict.fromkeys(captions))
         places = torch.tensor([unique.index(caption) for caption in captions])
         return {name: value[places.to(value.device)] for name, value in family.embed(unique).items()}

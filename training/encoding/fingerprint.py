@@ -1,4 +1,4 @@
-"""Identifies the models that a cache of embeddings was made with, without loading any weights."""
+"""Fingerprints of models, to identify them without loading weights."""
 
 import hashlib
 import json
@@ -11,10 +11,10 @@ from training.checkpoints.manifest import file_sha256
 
 
 def model_fingerprint(name: str, subfolder: str = "", revision: str | None = None, cache_dir: str | None = None) -> str:
-    """Identity of a model's files: their SHA-256 for a folder, name and commit for a Hub repo.
+    """Identify a model: the SHA-256 hash of its files for a folder, name and commit for a Hub repo.
 
     Raises:
-        OSError: there is no such model.
+        OSError: the model does not exist.
     """
     folder = Path(name, subfolder)
     if folder.is_dir():
@@ -23,13 +23,13 @@ def model_fingerprint(name: str, subfolder: str = "", revision: str | None = Non
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
             digest.update(file_sha256(path).encode())
         return digest.hexdigest()
-    # The Hub's cache keeps a file under the commit it came with: .../snapshots/<commit>/<subfolder>/config.json
+    # In the Hub's cache, the path of a file contains its commit: .../snapshots/<commit>/<subfolder>/config.json
     config = hf_hub_download(name, "config.json", subfolder=subfolder or None, revision=revision, cache_dir=cache_dir)
     return f"{name}/{subfolder}@{Path(config).parents[1 if subfolder else 0].name}"
 
 
 def difference(then: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two fingerprints, for an error; empty where nothing does."""
+    """Describe the differences between two fingerprints for an error message; empty if there are none."""
 
     def short(value: Any) -> str:
         text = json.dumps(value)

@@ -1,1 +1,1 @@
-"""The networks of a run: families, LoRA, quantization, precision."""
+"""Loading of the networks of a run: model families, LoRA, quantization, precision."""

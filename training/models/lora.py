@@ -1,4 +1,4 @@
-"""LoRA-only training (peft): the student is an adapter on its base, and the base without it is the teacher."""
+"""LoRA training (peft): the student is a base model with an adapter; the base without the adapter is the teacher."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ from torch import nn
 
 from training.options.models import LoraOptions
 
-# Every linear map and convolution of the UNet that LCM-LoRA adapts too: sampling in one step changes more of the
-# network than learning a new subject does, for which attention alone suffices.
+# All linear layers and convolutions of the UNet that LCM-LoRA adapts. One-step sampling requires larger changes to the
+# network than learning a new subject, for which adapting attention is sufficient.
 DEFAULT_TARGET_MODULES = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
     "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
@@ -23,10 +23,10 @@ DEFAULT_TARGET_MODULES = (
 
 
 def add_lora(unet: UNet2DConditionModel, lora: LoraOptions) -> None:
-    """Add a trainable adapter in float32; the base stays frozen in its precision. At first it changes nothing (B = 0).
+    """Add a trainable float32 adapter to a frozen UNet in any precision. Initially it has no effect (B = 0).
 
     Raises:
-        ValueError: `--lora_target_modules` names nothing that is in the UNet.
+        ValueError: no module of the UNet matches `--lora_target_modules`.
     """
     unet.requires_grad_(False)
     unet.add_adapter(
@@ -40,7 +40,7 @@ def add_lora(unet: UNet2DConditionModel, lora: LoraOptions) -> None:
     )
     cast_training_params(unet, torch.float32)
     if unet.dtype != torch.float32:
-        # Autocast casts what the adapter multiplies. peft would cast its input up to float32 first, and keep a copy.
+        # Autocast casts the operands of the adapter. peft would first cast its input to float32 and keep a copy.
         for module in unet.modules():
             if isinstance(module, BaseTunerLayer):
                 module.cast_input_dtype_enabled = False
@@ -48,10 +48,10 @@ def add_lora(unet: UNet2DConditionModel, lora: LoraOptions) -> None:
 
 @contextmanager
 def adapter_disabled(unet: UNet2DConditionModel) -> Iterator[UNet2DConditionModel]:
-    """`unet` as it was before `add_lora`: the teacher, at no cost of memory.
+    """Context manager in which `unet` works as before `add_lora`, as the teacher, without extra memory.
 
-    This sets the switch that peft's layers read, as their `enable_adapters` does. That method also marks every weight
-    as trainable or not, which is not needed here: on SDXL's 788 layers a call took 58 ms with it and 4 without.
+    It sets the attribute that peft's layers read, as `enable_adapters` does. That method also sets `requires_grad` of
+    every weight, which is not needed here: on SDXL's 788 layers a call took 58 ms with it and 4 ms without.
     """
     layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
@@ -74,7 +74,7 @@ def without_adapter(unet: UNet2DConditionModel) -> Callable:
 
 
 def save_lora(unet: nn.Module, pipeline_class: type[DiffusionPipeline], output_dir: str | Path) -> None:
-    """Write `pytorch_lora_weights.safetensors`, rank and alpha in its metadata, as stock pipelines load it."""
+    """Write `pytorch_lora_weights.safetensors` for stock pipelines, with rank and alpha in its metadata."""
     config = unet.peft_config["default"].to_dict()
     pipeline_class.save_lora_weights(
         output_dir,
@@ -84,7 +84,7 @@ def save_lora(unet: nn.Module, pipeline_class: type[DiffusionPipeline], output_d
 
 
 def fuse_lora(pipeline: DiffusionPipeline, lora_dir: str | Path) -> None:
-    """Load the saved adapter into a plain pipeline and merge it into the weights, leaving no adapter behind."""
+    """Load the saved adapter into a plain pipeline, fuse it into the weights and unload it."""
     pipeline.load_lora_weights(lora_dir, weight_name="pytorch_lora_weights.safetensors")
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()

@@ -1,4 +1,4 @@
-"""The networks of a run: which are loaded, in which precision, and which are shared."""
+"""Loading of a run's networks: student, teacher, latent spaces, discriminator and condition encoders."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -34,11 +34,11 @@ class Networks:
     """Student and teacher with their latent spaces.
 
     Attributes:
-        student: trainable, or with trainable adapters.
-        teacher: the frozen UNet; with `--use_lora` on the teacher's own repo the student itself, to be called without
-            its adapter; None without distillation.
-        latents: the student's latent space.
-        teacher_latents: the teacher's where it is another one, else None.
+        student: UNet that is trainable, or has trainable adapters.
+        teacher: frozen UNet. With `--use_lora` and the same repo, it is the student itself, to be called without its
+            adapter. None without distillation.
+        latents: latent space of the student.
+        teacher_latents: latent space of the teacher if it differs from the student's, else None.
     """
 
     student: UNet2DConditionModel
@@ -48,10 +48,10 @@ class Networks:
 
 
 def load_networks(options: Options, student: Family, teacher: Family, accelerator: Accelerator) -> Networks:
-    """Load both families; `student is teacher` where one repo is both.
+    """Load the networks of both families; `student is teacher` if both use the same repo.
 
     Raises:
-        OptionError: the latent spaces differ, and the options need them to be one.
+        OptionError: the latent spaces differ, but the options require a shared one.
     """
     dtype, device = frozen_dtype(accelerator), accelerator.device
     student.load_text_encoders(dtype, device)
@@ -84,9 +84,9 @@ def load_networks(options: Options, student: Family, teacher: Family, accelerato
 
 
 def prepare_output_layers(unet: UNet2DConditionModel, options: Options, prediction_type: str) -> None:
-    """With bf16, let the outermost layers of an epsilon student compute in float32, unless a flag says otherwise.
+    """With bf16, make the outermost layers of an epsilon student compute in float32, unless `--allow_bf16_output`.
 
-    To be called before an adapter is added, whose weights stay as they are. A quantized base is left as it is.
+    Call it before an adapter is added, so that the adapter is not changed. A quantized base is not changed either.
     """
     is_amplified = precision(options) == "bf16" and prediction_type == "epsilon"
     is_quantized = options.lora.use_lora and options.hardware.teacher_precision in QUANTIZED
@@ -95,28 +95,27 @@ def prepare_output_layers(unet: UNet2DConditionModel, options: Options, predicti
 
 
 def check_latent_spaces(options: Options, student: Family, teacher: Family) -> None:
-    """Refuse what the configs alone show: different scaling factors mean different latent spaces.
+    """Check the latent spaces by their configs: different scaling factors mean different latent spaces.
 
     Raises:
-        OptionError: the latent spaces differ, and the options need them to be one.
+        OptionError: the latent spaces differ, but the options require a shared one.
     """
     if options.method.distillation_weight > 0 and student.scaling_factor != teacher.scaling_factor:
         check_other_latent_space(options)
 
 
 def check_other_latent_space(options: Options) -> None:
-    """Raises: OptionError: an option that only works where teacher and student share their latents."""
+    """Raise an OptionError if an option requires that teacher and student share their latent space."""
     teacher, crop = options.models.pretrained_teacher_model, options.hardware.decode_crop_size
     reason = f"--pretrained_teacher_model {teacher} has another latent space than the student"
     if options.method.distillation_space == "latent":
         raise OptionError(
-            f"--distillation_space got 'latent': {reason}, and latents of different spaces cannot be subtracted; "
-            "use --distillation_space pixel"
+            f"--distillation_space got 'latent': {reason}, so their latents cannot be compared; use "
+            "--distillation_space pixel"
         )
     if crop is not None:
         raise OptionError(
-            f"--decode_crop_size got {crop}: {reason}, so it must see the whole decoded image to encode it; leave the "
-            "flag out"
+            f"--decode_crop_size got {crop}: {reason} and has to encode the whole decoded image; leave the flag out"
         )
 
 
@@ -130,7 +129,7 @@ def _tiny_decoder(options: Options, dtype: torch.dtype, device: torch.device) ->
 
 
 def _load_student(options: Options, family: Family, dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
-    """The trainable UNet: all of it in float32, or adapters in float32 on a base in the run's precision."""
+    """Load the trainable UNet, either in float32 or with float32 adapters on a frozen base."""
     if options.lora.use_lora:
         base = _load_frozen(family, options.hardware.teacher_precision, dtype, device)
         if options.hardware.teacher_precision in QUANTIZED:
@@ -151,16 +150,16 @@ def _load_student(options: Options, family: Family, dtype: torch.dtype, device: 
 def _load_frozen(
     family: Family, precision: str | None, dtype: torch.dtype, device: torch.device
 ) -> UNet2DConditionModel:
-    """A frozen UNet in `--teacher_precision`, or in the run's own."""
+    """Load a frozen UNet in `--teacher_precision`, by default the precision of the run."""
     if precision in QUANTIZED:
-        # bitsandbytes computes in half precision; bf16 has the range that fp16 lacks.
+        # bitsandbytes computes in half precision; bf16 has a larger range than fp16.
         half = dtype if dtype in HALF.values() else torch.bfloat16
         return quantize_linears(family.load_unet(half, device), int(precision[0]))
     return family.load_unet({**HALF, "fp32": torch.float32}.get(precision, dtype), device)
 
 
 def _in_own_precision(unet: UNet2DConditionModel) -> Callable:
-    """`unet` as a callable that computes in the precision of its weights, whatever the run's is."""
+    """A callable that runs `unet` in the precision of its weights, regardless of the precision of the run."""
 
     def cast(condition: Condition) -> Condition:
         return {k: cast(v) if isinstance(v, Mapping) else v.to(unet.dtype) for k, v in condition.items()}
@@ -173,13 +172,13 @@ def _in_own_precision(unet: UNet2DConditionModel) -> Callable:
 
 
 def make_discriminator(options: Options, condition_dim: int, accelerator: Accelerator) -> Discriminator | None:
-    """F with new heads; None without adversarial training.
+    """Make the discriminator with the feature network F and new heads; None without adversarial training.
 
     Args:
-        condition_dim: D of the heads' condition, 0 for none.
+        condition_dim: dimension D of the heads' condition, 0 for none.
 
     Raises:
-        OptionError: F cannot be loaded, or cannot be used.
+        OptionError: F cannot be loaded or used.
     """
     if options.method.adversarial_weight == 0:
         return None
@@ -198,10 +197,10 @@ def make_discriminator(options: Options, condition_dim: int, accelerator: Accele
 
 
 def load_conditions(options: Options, accelerator: Accelerator) -> tuple[TextCondition | None, ImageCondition | None]:
-    """The encoders of c_text and c_img, None where a condition is off.
+    """Load the encoders of c_text and c_img; None for a disabled condition.
 
     Raises:
-        OptionError: an encoder cannot be loaded, or is of another kind.
+        OptionError: an encoder cannot be loaded, or is a model of another kind.
     """
 
     def load(kind: type, flag: str, needed: str):
@@ -227,7 +226,7 @@ def make_losses(
     schedules: tuple[NoiseSchedule, NoiseSchedule],
     accelerator: Accelerator,
 ) -> Losses:
-    """The losses of this run. `student` is the network as it was prepared for distribution."""
+    """Make the losses of a run. `student` is the student as wrapped by accelerate."""
     teacher = None
     if networks.teacher is not None:
         unet = networks.teacher

@@ -1,16 +1,15 @@
-"""A frozen UNet's linear maps in 8 or 4 bits by bitsandbytes."""
+"""Quantization of a frozen UNet's linear layers to 8 or 4 bits with bitsandbytes."""
 
 from torch import nn
 
 
 def quantize_linears(network: nn.Module, bits: int) -> nn.Module:
-    """Replace every `nn.Linear` of a frozen `network`, in place: LLM.int8 (8) or NF4 (4). Convolutions stay.
+    """Quantize every `nn.Linear` of a frozen `network` in place: LLM.int8 (8) or NF4 (4). Convolutions are not changed.
 
-    diffusers' own quantizer does the same while it loads, but refuses to work without a GPU; bitsandbytes itself has
-    CPU kernels.
+    diffusers' quantizer does the same while loading, but requires a GPU; bitsandbytes itself has CPU kernels.
 
     Args:
-        network: frozen, on the device it will run on, in the precision it computes in.
+        network: frozen network on the device and in the precision that it computes in.
         bits: 8 or 4.
     """
     import bitsandbytes
@@ -39,8 +38,10 @@ def _quantized(layers, linear: nn.Linear, bits: int) -> nn.Module:
 
 
 def keep_norms_in_float32(network: nn.Module) -> nn.Module:
-    """Keep the norms in float32, in place, to train an adapter on a quantized base: bitsandbytes returns float32 for a
-    float32 input, which norms in half precision do not accept."""
+    """Convert the norm layers to float32, in place, to train an adapter on a quantized base.
+
+    bitsandbytes returns float32 for float32 input, which norm layers in half precision do not accept.
+    """
     for module in network.modules():
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
             module.float()

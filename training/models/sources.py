@@ -1,4 +1,4 @@
-"""Turns what a library raises for a model that cannot be loaded into an error that names the flag and the fix."""
+"""One-line errors for models that cannot be loaded, which name the flag and the fix."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +17,15 @@ LONGEST_REASON = 300  # characters of a library's own message
 
 @contextmanager
 def loading(flag: str, name: str, needed: str) -> Iterator[None]:
-    """Everything inside loads (parts of) the model `name` that `--flag` names.
+    """Context manager for loading a model or parts of it, which turns errors of libraries into an `OptionError`.
 
     Args:
-        flag: without dashes.
-        name: Hub id or folder.
-        needed: the kind of model that is needed, with its article, such as "a CLIP with projection".
+        flag: flag that names the model, without dashes.
+        name: Hub id or folder of the model.
+        needed: kind of model that is needed, with its article, such as "a CLIP with projection".
 
     Raises:
-        OptionError: the model cannot be reached, is of another kind, or lacks weights. One line.
+        OptionError: the model cannot be reached, is of another kind, or lacks weights; the message is one line.
     """
     try:
         yield
@@ -42,12 +42,10 @@ def loading(flag: str, name: str, needed: str) -> Iterator[None]:
 def _reason(name: str, error: Exception) -> str:
     message = " ".join(str(error).split())
     if "trust_remote_code" in message:
-        return "it needs code of its own, and code of a model's repository is never run here"
+        return "it requires custom code, and code from a model's repo is never run here"
     if not Path(name).is_dir():
         if constants.HF_HUB_OFFLINE:
-            return (
-                "there is no such folder, and with HF_HUB_OFFLINE=1 only what the local Hub cache holds can be loaded"
-            )
+            return "there is no such folder, and with HF_HUB_OFFLINE=1 only models in the local Hub cache can be loaded"
         return f"there is no such folder, and it cannot be loaded from the Hub ({_shortened(message)})"
     return f"it cannot be loaded ({type(error).__name__}: {_shortened(message)})"
 

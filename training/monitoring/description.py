@@ -1,4 +1,4 @@
-"""The resolved configuration of a run in a few lines, for the start of the log."""
+"""Summary of the resolved configuration of a run, logged at its start."""
 
 from training.options import Options
 from training.options.derived import guidance_scale, learning_rate, zero_snr_mode
@@ -6,7 +6,7 @@ from training.run.run import Run
 
 
 def describe(run: Run) -> str:
-    """One line per subject: models, timesteps, discriminator, loss, batch, memory, run."""
+    """Summarize a run in one line each for models, timesteps, discriminator, loss, batch, memory and length."""
     options, accelerator = run.options, run.accelerator
     student, optimization = run.schedules[0].prediction_type, options.optimization
     parameters = sum(p.numel() for p in run.players.trainable().values())
@@ -35,7 +35,7 @@ def describe(run: Run) -> str:
 def _teacher(run: Run) -> str:
     options = run.options
     if options.method.distillation_weight == 0:
-        return "none: adversarial training alone"
+        return "none: only the adversarial loss"
     low, high = options.method.teacher_timestep_range
     return (
         f"{options.models.pretrained_teacher_model} ({run.schedules[1].prediction_type}, guidance "
@@ -46,7 +46,7 @@ def _teacher(run: Run) -> str:
 def _discriminator(run: Run) -> str:
     discriminator, own = run.players.losses.discriminator, run.options.discriminator
     if discriminator is None:
-        return "none: distillation alone"
+        return "none: only the distillation loss"
     parameters = sum(p.numel() for p in discriminator.heads.parameters())
     network = discriminator.feature_network
     return (
@@ -68,4 +68,4 @@ def _memory(options: Options) -> str:
         "cache": hardware.cache_dir_latents,
     }
     parts = [name if value is True else f"{name} {value}" for name, value in used.items() if value]
-    return ", ".join(parts) or "no flag that saves memory is in use"
+    return ", ".join(parts) or "no memory-saving flags"

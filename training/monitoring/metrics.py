@@ -1,4 +1,4 @@
-"""Running figures, kept on the device and read all at once every few iterations."""
+"""Running means of scalars, kept on the device and read together every few iterations."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def average(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each scalar over the micro-batches of an iteration, detached. NaN stands for "none of these".
+    """The mean of each scalar over the micro-batches of an iteration, detached; NaN values are left out.
 
-    A figure of the samples at one timestep is NaN in a micro-batch that has none; the others give its mean. Elsewhere
-    a NaN is a fault, which the guarded update sees in the loss itself.
+    A figure for the samples at one timestep is NaN in a micro-batch without such samples, so its mean is that of the
+    other micro-batches. A NaN that is due to an error is detected from the loss by `training.optimization.Updater`.
     """
     return {
         name: torch.stack([v[name].detach().float() for v in values if name in v]).nanmean()
@@ -21,8 +21,8 @@ def average(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 class Metrics:
     """Means of device scalars since the last read, and the longest run of skipped steps.
 
-    Reading a scalar makes the host wait for the device; doing it every iteration would leave an accelerator idle
-    between steps.
+    Reading a scalar makes the host wait for the device. Reading in every iteration would leave the device idle between
+    steps.
     """
 
     def __init__(self):
@@ -33,7 +33,7 @@ class Metrics:
         self.longest_run: Tensor | None = None
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Add one iteration's scalars. Non-finite ones are left out of the means: `skip` counts them."""
+        """Add the scalars of one iteration. Non-finite values are left out of the means; `skip` counts them."""
         for name, value in values.items():
             value = value.detach().float()
             finite = torch.isfinite(value)
@@ -41,7 +41,7 @@ class Metrics:
             self.counts[name] = self.counts.get(name, 0) + finite
 
     def skip(self, skipped: Tensor) -> None:
-        """Count an iteration whose step was skipped (1.0) or taken (0.0)."""
+        """Count one iteration. `skipped` is 1.0 if its step was skipped, else 0.0."""
         if self.skipped_total is None:
             self.skipped_total = self.skipped_in_a_row = self.longest_run = torch.zeros_like(skipped)
         self.skipped_total = self.skipped_total + skipped
@@ -49,7 +49,10 @@ class Metrics:
         self.longest_run = torch.maximum(self.longest_run, self.skipped_in_a_row)
 
     def read(self) -> tuple[dict[str, float], int, int]:
-        """Means since the last read, skipped steps in all, and the longest run of them. One wait for the device."""
+        """Return the means since the last read, the total number of skipped steps, and the longest run of them.
+
+        Waits for the device once.
+        """
         names = list(self.sums)
         if self.skipped_total is None:
             return {}, 0, 0

@@ -1,7 +1,4 @@
-"""What a person sees of a run while it goes on: figures for the trackers, a progress bar or log lines.
-
-A run whose iterations are skipped one after the other is ended here.
-"""
+"""Progress of a run: figures for the trackers, a progress bar or log lines, and an error after many skipped steps."""
 
 import logging
 import sys
@@ -19,7 +16,7 @@ from training.run.run import Run
 logger = logging.getLogger(__name__)
 
 READ_EVERY = 10  # iterations between reads of the running figures; each read waits for the device
-LOG_SECONDS = 30  # between log lines where no bar can be drawn
+LOG_SECONDS = 30  # seconds between log lines if there is no progress bar
 SHOWN = {"D": "loss/discriminator", "G": "loss/adversarial", "distill": "loss/distillation"}
 
 
@@ -30,7 +27,8 @@ class NonFiniteError(UserError, RuntimeError):
 class Progress:
     """Averages the figures of iterations and shows them every `READ_EVERY` iterations.
 
-    On a terminal there is a progress bar; elsewhere, where a bar would fill a log file, a line every `LOG_SECONDS`.
+    On a terminal, a progress bar is shown; otherwise a line is logged every `LOG_SECONDS`, so that a bar does not fill
+    a log file.
     """
 
     def __init__(self, run: Run):
@@ -45,7 +43,13 @@ class Progress:
         self.started, self.first_step, self.last_line = time.monotonic(), run.state.step, 0.0
 
     def add(self, figures: dict[str, Tensor], skipped: Tensor, loaded: list[dict[str, Any]]) -> None:
-        """Count one iteration: its scalars, 1.0 where a step was skipped, its samples. Does not wait for the device."""
+        """Add one iteration without waiting for the device.
+
+        Args:
+            figures: scalars by name, on the device.
+            skipped: 1.0 if a step was skipped, else 0.0; on the device.
+            loaded: samples of each micro-batch.
+        """
         self.metrics.add(figures)
         self.metrics.skip(skipped)
         self.recent_ids.append([int(i) for samples in loaded for i in samples["sample_ids"]])
@@ -55,7 +59,7 @@ class Progress:
         """Log the means since the last call.
 
         Raises:
-            NonFiniteError: too many iterations in a row were not finite.
+            NonFiniteError: `--max_skipped_steps` or more iterations in a row were not finite.
         """
         values, skipped, longest = self.metrics.read()
         if not values:
@@ -72,7 +76,7 @@ class Progress:
             raise NonFiniteError(self._explain(longest))
 
     def close(self) -> None:
-        """Leave the bar as it is and go to the next line."""
+        """Close the progress bar."""
         self.bar.close()
 
     def _iterations_per_second(self) -> float:
@@ -92,8 +96,8 @@ class Progress:
 
     def _explain(self, longest: int) -> str:
         return (
-            f"{longest} iterations in a row had a NaN or infinite loss or gradient, the last of them at iteration "
-            f"{self.run.state.step} or up to {READ_EVERY} before it; their steps were skipped, so the weights "
-            f"are unchanged. Sample ids since: {[i for ids in self.recent_ids for i in ids]}. Lower --learning_rate or "
-            "--discriminator_learning_rate, or use --mixed_precision bf16, and resume from the last checkpoint"
+            f"{longest} iterations in a row had a NaN or infinite loss or gradient, the last of them within the "
+            f"{READ_EVERY} iterations up to {self.run.state.step}; their steps were skipped, so the weights are "
+            f"unchanged. Ids of the last samples: {[i for ids in self.recent_ids for i in ids]}. Lower --learning_rate "
+            "or --discriminator_learning_rate, or use --mixed_precision bf16, and resume from the last checkpoint"
         )

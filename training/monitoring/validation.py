@@ -1,5 +1,4 @@
-"""Sample grids of the student during training, at 1, 2 and 4 steps and with the same noise every time, under a row of
-the teacher's samples."""
+"""Sample grids during training: the student in 1, 2 and 4 steps below the teacher, always with the same noise."""
 
 import logging
 import textwrap
@@ -22,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_STEPS = (1, 2, 4)
 TEACHER_STEPS, TEACHER_GUIDANCE = 25, 7.5
-CELL = 128  # pixels: smaller samples are enlarged by a whole factor, so that a person can see them
+CELL = 128  # pixels; smaller samples are enlarged by an integer factor
 GAP, FONT_SIZE = 4, 11
 
 
 @contextmanager
 def averaged(student: nn.Module, ema: EMAModel | None) -> Iterator[nn.Module]:
-    """`student` in eval mode with the weights of its average `ema`, if there is one; restored afterwards."""
+    """Context manager that puts `student` in eval mode with the weights of `ema`, if any, and then restores it."""
     training, trainable = student.training, [p for p in student.parameters() if p.requires_grad]
     student.eval()
     if ema is not None:
@@ -43,10 +42,10 @@ def averaged(student: nn.Module, ema: EMAModel | None) -> Iterator[nn.Module]:
 
 
 class Validator:
-    """Draws the sample grids of a run. The teacher's row is drawn once.
+    """Generates the sample grids of a run. The teacher's row is generated once.
 
     Args:
-        run: with `--validation_prompts`; without them nothing is drawn.
+        run: the run. Without `--validation_prompts`, no grids are generated.
     """
 
     def __init__(self, run: Run):
@@ -55,7 +54,7 @@ class Validator:
         self.teacher_rows: dict[str, list[Image.Image]] | None = None
 
     def validate(self) -> None:
-        """Write the grid of this iteration to `validation/step-N.png` in `--output_dir` and to the trackers."""
+        """Write a grid for this iteration to `validation/step-N.png` in `--output_dir` and to the trackers."""
         run = self.run
         if self.prompts and run.accelerator.is_main_process:
             device, on_cpu = run.accelerator.device, run.options.hardware.cache_dir_latents is not None
@@ -75,7 +74,7 @@ class Validator:
         run.accelerator.wait_for_everyone()
 
     def _draw_teacher(self) -> dict[str, list[Image.Image]]:
-        """The teacher's row by its label; none without a teacher."""
+        """The teacher's images by the label of their row; empty without a teacher."""
         run, teacher = self.run, self.run.networks.teacher
         if teacher is None:
             return {}
@@ -87,7 +86,7 @@ class Validator:
 
     @torch.no_grad()
     def _draw(self, pipeline: DiffusionPipeline, steps: int, guidance_scale: float) -> list[Image.Image]:
-        """One image per prompt; prompt i starts from the noise of seed + i in every row and at every iteration."""
+        """Generate one image per prompt. Prompt i always starts from the noise of seed + i."""
         pipeline.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(self.run.state.seed + i) for i in range(len(self.prompts))]
         with self.run.accelerator.autocast():
@@ -98,11 +97,11 @@ class Validator:
 
 
 def make_grid(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str]) -> Image.Image:
-    """A labelled grid: one row of images per label, one column per prompt.
+    """Make a labelled grid with one row of images per label and one column per prompt.
 
     Args:
-        rows: images by the label that is written to their left, each as many as there are prompts, of one size.
-        prompts: written above the columns, wrapped to their width.
+        rows: images by the label that is written to their left; one image per prompt, all of the same size.
+        prompts: prompts that are written above the columns, wrapped to their width.
     """
     first = next(iter(rows.values()))[0]
     scale = max(1, -(-CELL // first.width))
@@ -127,7 +126,7 @@ def make_grid(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str])
 
 
 def save_grid(run: Run, grid: Image.Image) -> Path:
-    """Write a grid to `validation/step-N.png` in `--output_dir` and to the trackers. Returns the file."""
+    """Write a grid to `validation/step-N.png` in `--output_dir` and to the trackers. Returns the path of the file."""
     path = Path(run.options.output.output_dir, "validation", f"step-{run.state.step}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     grid.save(path)

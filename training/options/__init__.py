@@ -1,14 +1,14 @@
-"""What a run is told: every flag, declared once, and all that follows from the flags.
+"""Command-line options of a run: the declaration of each flag, and everything that is derived from the flags.
 
-options.py            all groups together, as they travel through a run
+options.py            all groups of flags together in one frozen dataclass
 models.py, data.py, method.py, optimization.py, output.py, hardware.py     the declarations
-declaration.py        what a declaration says: type, default, range, help, resume, privacy, memory saved
+declaration.py        how a flag is declared: type, default, range, help, resume, privacy, memory saved
 parser.py             the command line and --config FILE
-refusals.py           combinations that cannot work
-derived.py            values that follow from several flags or from the model
-resuming.py           what may not change when a run is resumed
+refusals.py           checks that refuse invalid combinations of flags
+derived.py            values that are derived from several flags or from the model
+resuming.py           check of the flags and inputs that must not change when a run is resumed
 description.py        the summary at the start of a run
-memory_advice.py      what to do when memory does not suffice
+memory_advice.py      list of memory-saving flags for an out-of-memory error
 """
 
 from training.options.options import Options

@@ -1,4 +1,7 @@
-"""How a flag is declared: once, as a field of a frozen dataclass. Everything else that concerns flags reads these."""
+"""Declaration of command-line flags as fields of frozen dataclasses.
+
+The parser, the checks, resuming, the model card and the advice on memory all read these declarations.
+"""
 
 import argparse
 import dataclasses
@@ -19,7 +22,7 @@ class Resume(Enum):
     FREE = "free to change"
     FIXED = "fixed: another value would train something else from the checkpoint on"
     FIXED_FOR_STREAMS = "fixed with --streaming, where the order of samples depends on it"
-    FIXED_BY_SCHEDULE = "fixed where the learning rate's schedule has a length"
+    FIXED_BY_SCHEDULE = "fixed if the learning rate schedule depends on the number of iterations"
 
 
 @dataclass(frozen=True)
@@ -41,19 +44,19 @@ class Flag:
     """One flag as it was declared.
 
     Attributes:
-        name: without the two dashes; also the field's name.
+        name: name without the two dashes; also the name of the field.
         kind: `str`, `int`, `float` or `bool`, of the value or of each of its items.
-        count: how many words it takes: None for one, "+" for one or more, or a number.
-        default: `dataclasses.MISSING` where the flag is required.
-        help: sentences for `--help`.
-        resume: whether it may change when a run is resumed.
-        is_private: left out of the model card, because it concerns this machine or account alone.
-        is_secret: never written anywhere, neither to checkpoints nor to trackers.
-        range: of numbers, None for any finite one.
-        choices: the accepted values, None for any.
+        count: number of values that the flag takes: None for one, "+" for one or more, or a number.
+        default: default value; `dataclasses.MISSING` if the flag is required.
+        help: text for `--help`, in whole sentences.
+        resume: whether the value may change when a run is resumed.
+        is_private: whether the flag is left out of the model card because it only concerns this machine or account.
+        is_secret: whether the value must never be written, neither to checkpoints nor to trackers.
+        range: accepted range of a number; None accepts any finite number.
+        choices: accepted values; None accepts any.
         metavar: placeholder of the value in `--help`.
-        saves: what memory the flag saves, and at what price; None where it saves none. For the advice after an
-            out-of-memory error.
+        saves: description of the memory that the flag saves and its cost, for the advice after an out-of-memory
+            error; None if the flag saves no memory.
     """
 
     name: str
@@ -87,7 +90,11 @@ class Flag:
         )
 
     def check(self, value: Any) -> None:
-        """Raises: OptionError: a number is not finite, or outside of the flag's range."""
+        """Check that a number is finite and in the flag's range.
+
+        Raises:
+            OptionError: a number is not finite or out of range.
+        """
         if self.kind not in (int, float) or value is None:
             return
         shown = list(value) if isinstance(value, tuple) else value
@@ -113,9 +120,9 @@ def flag(
 ) -> Any:
     """Declare a flag as a field of an options dataclass; the arguments are the attributes of `Flag`.
 
-    `default` may be `dataclasses.MISSING` for a required flag. Type and number of words come from the annotation:
-    `int`, `str | None`, `tuple[float, ...]`, `tuple[int, int]`. There is no default for `resume`: whoever adds a flag
-    has to say whether a resumed run may change it.
+    `default` is `dataclasses.MISSING` for a required flag. The type and the number of values come from the annotation:
+    `int`, `str | None`, `tuple[float, ...]`, `tuple[int, int]`. `resume` has no default, so that each new flag must
+    declare whether a resumed run may change it.
     """
     declared = {
         "help": help, "resume": resume, "is_private": private or secret, "is_secret": secret, "range": range,
@@ -128,7 +135,7 @@ def flags_of(group: type) -> Iterator[Flag]:
     """The flags that the options dataclass `group` declares, in order.
 
     Raises:
-        TypeError: a field was not declared by `flag`, or its annotation is of no kind that a command line can give.
+        TypeError: a field was not declared by `flag`, or its annotation is not supported on a command line.
     """
     annotations = typing.get_type_hints(group)
     for field in dataclasses.fields(group):
@@ -139,7 +146,7 @@ def flags_of(group: type) -> Iterator[Flag]:
 
 
 def _kind_and_count(annotation: Any) -> tuple[type, str | int | None]:
-    """The type of a word, and how many words, of an annotation."""
+    """The type of each value and the number of values (as in `Flag.count`) for an annotation."""
     if isinstance(annotation, types.UnionType):
         annotation = next(part for part in typing.get_args(annotation) if part is not types.NoneType)
     if typing.get_origin(annotation) is tuple:

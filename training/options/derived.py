@@ -1,4 +1,4 @@
-"""Values that follow from several flags, or from the flags and the model: schedules, guidance, prompts, precision."""
+"""Values derived from several flags, or from the flags and the model: schedules, guidance, prompts, precision."""
 
 import os
 
@@ -17,7 +17,7 @@ HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def default_precision() -> str:
-    """accelerate's own setting; where it has none, bf16 on a GPU that has it."""
+    """The mixed precision that accelerate is configured for; if none is configured, bf16 on a GPU that supports it."""
     configured = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if configured == "no" and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
         return "bf16"
@@ -25,35 +25,42 @@ def default_precision() -> str:
 
 
 def precision(options: Options) -> str:
-    """`--mixed_precision`, or what is used without the flag: "no", "fp16" or "bf16"."""
+    """`--mixed_precision` if given, else the default precision: "no", "fp16" or "bf16"."""
     return options.hardware.mixed_precision or default_precision()
 
 
 def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
-    """The precision of the frozen networks' weights: that in which they run."""
+    """The dtype of the frozen networks' weights, which is the dtype that they compute in."""
     return HALF.get(accelerator.mixed_precision, torch.float32)
 
 
 def student_model(options: Options) -> str:
-    """The repo that the student starts from: the teacher's, unless another is given."""
+    """The repo of the student's initial weights: `--pretrained_student_model` if given, else the teacher's repo."""
     return options.models.pretrained_student_model or options.models.pretrained_teacher_model
 
 
 def learning_rate(options: Options) -> float:
-    """`--learning_rate`, or 1e-5, or with `--use_lora` 1e-4: an adapter starts at zero and needs a higher rate."""
+    """`--learning_rate` if given, else 1e-5, or 1e-4 with `--use_lora`: an adapter starts at zero and needs more."""
     if options.optimization.learning_rate is not None:
         return options.optimization.learning_rate
     return 1e-4 if options.lora.use_lora else 1e-5
 
 
 def effective_batch_size(options: Options, num_processes: int) -> int:
-    """Samples per iteration, over all processes and micro-batches."""
+    """Number of samples per iteration, summed over processes and micro-batches."""
     optimization = options.optimization
     return optimization.train_batch_size * optimization.gradient_accumulation_steps * num_processes
 
 
 def total_iterations(options: Options, num_samples: int | None, num_processes: int) -> int:
-    """`--max_train_steps`, or the iterations of `--num_train_epochs` passes over `num_samples` rows."""
+    """`--max_train_steps` if given, else the number of iterations in `--num_train_epochs` passes over the data.
+
+    Args:
+        num_samples: number of rows of the data set; None for a stream.
+
+    Raises:
+        OptionError: the data set is a stream and `--max_train_steps` is not given.
+    """
     optimization = options.optimization
     if optimization.max_train_steps is not None:
         return optimization.max_train_steps
@@ -67,7 +74,7 @@ def make_student_scheduler(options: Options, scheduler: SchedulerMixin) -> DDPMS
     """The stock scheduler that the student is published with.
 
     Args:
-        scheduler: of the model that the student started from.
+        scheduler: scheduler of the model that the student started from.
     """
     prediction_type = scheduler.config.prediction_type
     return student_scheduler(
@@ -81,23 +88,25 @@ def make_student_scheduler(options: Options, scheduler: SchedulerMixin) -> DDPMS
 def make_schedules(
     options: Options, student_scheduler: SchedulerMixin, teacher_scheduler: SchedulerMixin
 ) -> tuple[NoiseSchedule, NoiseSchedule]:
-    """Student's and teacher's schedule. Needs the schedulers' configs alone, so it can refuse before any weight loads.
+    """The noise schedules of student and teacher, from the schedulers' configs; no weights are needed.
 
     Raises:
-        OptionError: student timesteps that do not end at the schedule's last, an epsilon network on a rescaled
-            schedule, or `--zero_terminal_snr terminal` for a student whose own schedule is rescaled.
+        OptionError: the student timesteps do not end at the last timestep of the schedule, the teacher's range exceeds
+            its schedule, an epsilon network has a rescaled schedule, or `--zero_terminal_snr terminal` is given for a
+            student whose own schedule is rescaled.
     """
     config, method = student_scheduler.config, options.method
     prediction_type, last = config.prediction_type, config.num_train_timesteps - 1
     if method.student_timesteps[-1] != last:
         raise OptionError(
-            f"--student_timesteps got {list(method.student_timesteps)}: the last must be {last}, where sampling starts "
-            "from pure noise"
+            f"--student_timesteps got {list(method.student_timesteps)}: the last must be {last}, because sampling "
+            "starts from pure noise at that timestep"
         )
     steps = teacher_scheduler.config.num_train_timesteps
     if method.teacher_timestep_range[1] > steps:
         raise OptionError(
-            f"--teacher_timestep_range got {list(method.teacher_timestep_range)}: HIGH is at most {steps}"
+            f"--teacher_timestep_range got {list(method.teacher_timestep_range)}: HIGH is at most {steps}, the number "
+            "of the teacher's timesteps"
         )
     separate = options.models.pretrained_student_model is not None
     student_flag = "pretrained_student_model" if separate else "pretrained_teacher_model"
@@ -107,8 +116,8 @@ def make_schedules(
     mode = zero_snr_mode(options, prediction_type)
     if mode == "terminal" and _is_rescaled(student_scheduler):
         raise OptionError(
-            f"--zero_terminal_snr got 'terminal': the schedule of {student_model(options)} is rescaled already "
-            "(rescale_betas_zero_snr in its scheduler's config), so there is no other one to keep; leave the flag out"
+            f"--zero_terminal_snr got 'terminal': the schedule of {student_model(options)} already ends at zero SNR "
+            "(rescale_betas_zero_snr in the config of its scheduler); leave the flag out"
         )
     if mode == "rescale" and prediction_type == "epsilon":
         raise OptionError(
@@ -125,12 +134,12 @@ def make_schedules(
 
 
 def _is_rescaled(scheduler: SchedulerMixin) -> bool:
-    """Whether the schedule ends at zero SNR by its own config."""
+    """Whether the scheduler's own config gives zero SNR at the last timestep."""
     return float(scheduler.alphas_cumprod[-1]) <= 0
 
 
 def _refuse_rescaled_epsilon(flag: str, name: str, scheduler: SchedulerMixin) -> None:
-    """Raises: OptionError: the model `name` predicts epsilon, and its own schedule ends at zero SNR."""
+    """Raise an OptionError if the model `name` predicts epsilon and its own schedule ends at zero SNR."""
     if scheduler.config.prediction_type == "epsilon" and _is_rescaled(scheduler):
         raise OptionError(
             f"--{flag} got {name!r}: its scheduler's config has prediction_type epsilon and rescale_betas_zero_snr, "
@@ -140,21 +149,21 @@ def _refuse_rescaled_epsilon(flag: str, name: str, scheduler: SchedulerMixin) ->
 
 
 def zero_snr_mode(options: Options, prediction_type: str) -> str:
-    """`--zero_terminal_snr`, or what fits the prediction type."""
+    """`--zero_terminal_snr` if given, else "terminal" for epsilon models and "rescale" for all others."""
     return options.method.zero_terminal_snr or ("terminal" if prediction_type == "epsilon" else "rescale")
 
 
 def guidance_scale(options: Options) -> float:
-    """`--teacher_guidance_scale`, or NFSD's 7.5 and otherwise none."""
+    """`--teacher_guidance_scale` if given, else 7.5 for NFSD and 1.0 (no guidance) otherwise."""
     if options.method.teacher_guidance_scale is not None:
         return options.method.teacher_guidance_scale
     return 7.5 if options.method.distillation_weighting == "nfsd" else 1.0
 
 
 def guiding_prompts(options: Options) -> tuple[str, ...]:
-    """The prompts beside the caption that the teacher's target is made with: none, one, or NFSD's two.
+    """The prompts that the teacher's target needs in addition to the caption: none, one, or two for NFSD.
 
-    No others than this run needs: each costs the teacher a forward.
+    Each prompt costs the teacher one forward pass.
     """
     if options.method.distillation_weighting == "nfsd":
         return ("", NFSD_NEGATIVE_PROMPT if options.method.negative_prompt is None else options.method.negative_prompt)
@@ -162,7 +171,7 @@ def guiding_prompts(options: Options) -> tuple[str, ...]:
 
 
 def noise_settings(options: Options, seed: int) -> NoiseSettings:
-    """The distributions of a run's random numbers."""
+    """The distributions that the noise and the timesteps of a run are drawn from."""
     method = options.method
     n = len(method.student_timesteps)
     probabilities = method.student_timestep_probabilities or (1 / n,) * n

@@ -1,4 +1,4 @@
-"""What to do when the device's memory does not suffice."""
+"""Out-of-memory errors that list the memory-saving flags not yet in use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ from training.options.options import Options, all_flags
 
 
 class OutOfMemoryError(UserError):
-    """The device's memory does not suffice: says which flags would help."""
+    """The device is out of memory; the message lists the flags that would help."""
 
 
 @contextmanager
 def advise_when_out_of_memory(options: Options) -> Iterator[None]:
-    """Turn torch's error into one that names the flags that save memory.
+    """Context manager that turns torch's out-of-memory error into one that lists the memory-saving flags.
 
     Raises:
-        OutOfMemoryError: within the context the device's memory did not suffice.
+        OutOfMemoryError: torch raised an out-of-memory error within the context.
     """
     try:
         yield
@@ -27,9 +27,9 @@ def advise_when_out_of_memory(options: Options) -> Iterator[None]:
 
 
 def advice(options: Options) -> str:
-    """The flags that save memory and are not in use yet, those that leave the method as it is first.
+    """The memory-saving flags that are not in use yet; flags that do not change the method come first.
 
-    What each saves is declared with the flag, as counted for SDXL by `python -m benchmarks.full_size options`.
+    The saving of each flag is part of its declaration, as counted for SDXL by `python -m benchmarks.full_size options`.
     """
     hardware, optimization, lora = options.hardware, options.optimization, options.lora
     saves = {flag.name: f" ({flag.saves})" for flag in all_flags() if flag.saves}
@@ -37,7 +37,7 @@ def advice(options: Options) -> str:
     batch, accumulation = optimization.train_batch_size, optimization.gradient_accumulation_steps
     checkpointing = ("gradient_checkpointing", "", not hardware.gradient_checkpointing)
     eight_bit = ("use_8bit_adam", "", not optimization.use_8bit_adam and not lora.use_lora)
-    # With one or two images, gradients and optimizer of all weights take most of the memory; with more, activations.
+    # With one or two images, gradients and optimizer state take most of the memory; with more images, activations do.
     first = (eight_bit, checkpointing) if batch <= 2 and not lora.use_lora else (checkpointing, eight_bit)
     candidates = (
         *first,
@@ -56,5 +56,5 @@ def advice(options: Options) -> str:
     )
     unused = [f"--{name}{value}{saves.get(name, '')}" for name, value, applies in candidates if applies]
     if not unused:
-        return "every flag that saves memory is in use: lower --resolution, or use a larger device"
-    return "flags that are not in use yet, those that leave the method unchanged first: " + "; ".join(unused)
+        return "All memory-saving flags are already in use; lower --resolution or use a device with more memory"
+    return "Flags that save memory, those that do not change the method first: " + "; ".join(unused)

@@ -1,4 +1,4 @@
-"""Flags of the method: student, teacher and their losses (paper 3.1 and 3.3), and the discriminator (paper 3.2)."""
+"""Flags for the method: student, teacher and their losses (paper 3.1 and 3.3), and the discriminator (paper 3.2)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from distillation.student import DEFAULT_STUDENT_TIMESTEPS
 from training.options.declaration import AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, POSITIVE, Resume, flag
 
 FIXED = Resume.FIXED
-NONE = "none"  # how the command line says "without this network"
+NONE = "none"  # the value that disables a network
 
 
 @dataclass(frozen=True)
@@ -20,64 +20,74 @@ class MethodOptions:
 
     student_timesteps: tuple[int, ...] = flag(
         tuple(DEFAULT_STUDENT_TIMESTEPS),
-        "T_student, training indices in ascending order. The last one must be the schedule's last (999). The reference "
-        "sampler of the released models visits 699 799 899 999.",
+        "Timesteps that the student is trained on (T_student in the paper), in ascending order. The last one must be "
+        "the last timestep of the schedule (999). The reference sampler of the released models uses 699 799 899 999.",
         resume=FIXED,
         metavar="S",
     )
     student_timestep_probabilities: tuple[float, ...] | None = flag(
         None,
-        "Probability of each of --student_timesteps; they sum to 1. Uniform by default, as in the paper.",
+        "Probability of each of the --student_timesteps; the probabilities must sum to 1. Uniform by default, as in "
+        "the paper.",
         resume=FIXED,
         metavar="P",
     )
     zero_terminal_snr: str | None = flag(
         None,
-        "How the student starts from pure noise: `rescale` changes the schedule (2305.08891; v_prediction and sample "
-        "students); `terminal` keeps the schedule and replaces the input at the last timestep. The default depends on "
-        "the prediction type.",
+        "How the student's input becomes pure noise at the last timestep. `rescale` rescales the betas to zero "
+        "terminal SNR (2305.08891; for v_prediction and sample students); `terminal` keeps the schedule and replaces "
+        "the input at the last timestep by noise. Defaults to `terminal` for epsilon students and to `rescale` for "
+        "others.",
         resume=FIXED,
         choices=("terminal", "rescale"),
     )
     adversarial_weight: float = flag(
-        1.0, "Weight of L_adv; 0 trains without a discriminator.", resume=FIXED, range=NOT_NEGATIVE
+        1.0,
+        "Weight of the adversarial loss L_adv. 0 trains without a discriminator.",
+        resume=FIXED,
+        range=NOT_NEGATIVE,
     )
     distillation_weight: float = flag(
-        2.5, "lambda of Eq. 1; 0 trains without a teacher.", resume=FIXED, range=NOT_NEGATIVE
+        2.5,
+        "Weight of the distillation loss L_distill (lambda in Eq. 1). 0 trains without a teacher.",
+        resume=FIXED,
+        range=NOT_NEGATIVE,
     )
     distillation_weighting: str = flag(
         "exponential",
-        "c(t) of Eq. 4. The paper uses `exponential` in its ablations and `nfsd` for its final models.",
+        "Weighting c(t) of the distillation loss in Eq. 4. The paper uses `exponential` in its ablations and `nfsd` "
+        "for its final models.",
         resume=FIXED,
         choices=WEIGHTINGS,
     )
     distillation_space: str = flag(
         "pixel",
-        "Space in which L_distill is computed. The paper found pixels more stable; `latent` saves one decoding.",
+        "Space in which the distillation loss is computed. The paper found pixels more stable; `latent` saves one "
+        "decoding.",
         resume=FIXED,
         choices=("pixel", "latent"),
         saves="one decoding",
     )
     teacher_guidance_scale: float | None = flag(
         None,
-        "Classifier-free guidance scale of the teacher's target; 1 is no guidance. By default 1, and 7.5 with nfsd. "
-        "With guidance the teacher runs twice.",
+        "Classifier-free guidance scale of the teacher's target. 1 means no guidance; guidance costs a second forward "
+        "pass of the teacher. Defaults to 1, or to 7.5 with --distillation_weighting nfsd.",
         resume=FIXED,
     )
     teacher_steps: int = flag(
-        1, "Number of consecutive DDIM steps of the teacher (Table 1f: one is enough).", resume=FIXED,
+        1, "Number of DDIM steps of the teacher. One is enough according to Table 1f of the paper.", resume=FIXED,
         range=AT_LEAST_ONE,
     )  # fmt: skip
     teacher_timestep_range: tuple[int, int] = flag(
         (20, 980),
-        "t of Eq. 4 is uniform in [LOW, HIGH), training indices.",
+        "Range [LOW, HIGH) from which the teacher's timestep t of Eq. 4 is drawn uniformly.",
         resume=FIXED,
         metavar=("LOW", "HIGH"),
     )
     negative_prompt: str | None = flag(
         None,
-        "Prompt that the guided teacher moves away from. By default the empty prompt, and with nfsd the negative "
-        "prompt of its paper.",
+        "Negative prompt for the guidance of the teacher. Defaults to the empty prompt, or with "
+        "--distillation_weighting nfsd to the negative prompt of the NFSD paper.",
         resume=FIXED,
     )
 
@@ -90,16 +100,21 @@ class DiscriminatorOptions:
 
     discriminator_feature_model: str = flag(
         "facebook/dinov2-small",
-        "Hub id or folder of F, a frozen vision transformer: DINOv2, DINOv1 (facebook/dino-vits16) or CLIP (Table 1a).",
+        "Hub id or folder of the frozen vision transformer F that extracts the discriminator's features: DINOv2, "
+        "DINOv1 (facebook/dino-vits16) or CLIP (Table 1a).",
         resume=FIXED,
     )
     discriminator_text_model: str = flag(
         "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
-        "Text encoder of c_text, a CLIP with projection; `none` disables this condition (Table 1b).",
+        "Hub id or folder of the CLIP text encoder (with projection) that computes the condition c_text. `none` "
+        "disables this condition (Table 1b).",
         resume=FIXED,
     )
     discriminator_image_model: str = flag(
-        "facebook/dinov2-large", "Image encoder of c_img; `none` disables this condition (Table 1b).", resume=FIXED
+        "facebook/dinov2-large",
+        "Hub id or folder of the image encoder that computes the condition c_img. `none` disables this condition "
+        "(Table 1b).",
+        resume=FIXED,
     )
     discriminator_feature_model_revision: str | None = flag(
         None, "Branch, tag or commit of the Hub repo of --discriminator_feature_model.", resume=FIXED
@@ -112,41 +127,53 @@ class DiscriminatorOptions:
     )
     discriminator_input_size: int | None = flag(
         None,
-        "Side of F's input in pixels. By default 224, or F's own size if that is smaller. Up to 518 for DINOv2.",
+        "Height and width in pixels of the input of the feature network F, at most 518 for DINOv2. Defaults to 224, or "
+        "to the native size of F if that is smaller.",
         resume=FIXED,
         range=AT_LEAST_ONE,
     )
     discriminator_learning_rate: float = flag(
-        1e-3, "Learning rate of the heads. StyleGAN-T uses 2e-3.", resume=FIXED, range=POSITIVE
+        1e-3, "Learning rate of the discriminator's heads. StyleGAN-T uses 2e-3.", resume=FIXED, range=POSITIVE
     )
     discriminator_adam_beta1: float = flag(
-        0.0, "beta1 of the heads' optimizer, as in StyleGAN-T.", resume=FIXED, range=FRACTION
+        0.0,
+        "The beta1 parameter of the Adam optimizer for the discriminator's heads. The default is that of StyleGAN-T.",
+        resume=FIXED,
+        range=FRACTION,
     )
     discriminator_adam_beta2: float = flag(
-        0.99, "beta2 of the heads' optimizer, as in StyleGAN-T.", resume=FIXED, range=FRACTION
+        0.99,
+        "The beta2 parameter of the Adam optimizer for the discriminator's heads. The default is that of StyleGAN-T.",
+        resume=FIXED,
+        range=FRACTION,
     )
     r1_gamma: float = flag(
-        1e-5, "gamma, the weight of the R1 penalty on the heads' inputs (paper 3.2).", resume=FIXED, range=NOT_NEGATIVE
+        1e-5,
+        "Weight of the R1 gradient penalty (gamma in Eq. 3), which is taken with respect to the heads' inputs.",
+        resume=FIXED,
+        range=NOT_NEGATIVE,
     )
     condition_image_at_last_timestep: bool = flag(
         False,
-        "Keep c_img where the student's input is pure noise. By default it is zeroed there, because the student cannot "
-        "know x0 and would be pushed towards the mean.",
+        "Keep the condition c_img when the student's input is pure noise. By default, it is set to zero there, because "
+        "such an input contains nothing of x0 and the student would be pushed towards the mean.",
         resume=FIXED,
     )
     discriminator_norm: str = flag(
         "virtual_batch",
-        "Normalization of the heads: `virtual_batch` is batch norm over groups of 8 samples (StyleGAN-T); "
-        "`mixed_batch` is the same over groups of real and generated samples, with which the discriminator learns "
-        "faster; `group` is group norm, which treats every sample separately and suits small batches.",
+        "Normalization in the heads. `virtual_batch` is batch norm over groups of 8 samples (StyleGAN-T). "
+        "`mixed_batch` is the same with real and generated samples in each group, and the discriminator learns faster "
+        "with it. `group` is group norm, which normalizes each sample separately and suits small batches.",
         resume=FIXED,
         choices=NORMS,
     )
     reconstruct_real: bool = flag(
         False,
-        "Show the discriminator decode(encode(x0)) as the real image instead of x0. If the autoencoder leaves visible "
-        "traces, the discriminator otherwise learns to detect them, and the student cannot remove them. Costs one "
-        "decoding without gradient.",
+        "Use decode(encode(x0)) instead of x0 as the real image of the discriminator. Otherwise, if the autoencoder "
+        "leaves visible artifacts, the discriminator learns to detect them although the student cannot avoid them. "
+        "Costs one decoding without gradients.",
         resume=FIXED,
     )
-    no_diffaugment: bool = flag(False, "Do not augment the discriminator's images (DiffAugment).", resume=FIXED)
+    no_diffaugment: bool = flag(
+        False, "Disable DiffAugment, the augmentation of the discriminator's input images.", resume=FIXED
+    )

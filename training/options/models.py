@@ -1,4 +1,4 @@
-"""Flags of the models that a run starts from, and of LoRA."""
+"""Flags for the pretrained models and for LoRA."""
 
 from dataclasses import MISSING, dataclass
 from typing import ClassVar
@@ -15,15 +15,18 @@ class ModelOptions:
     title: ClassVar[str] = "models"
 
     pretrained_teacher_model: str = flag(
-        MISSING, "Hub id or folder of the teacher. The student starts from its weights.", resume=FIXED
+        MISSING,
+        "Hub id or folder of the teacher. The student starts from the teacher's weights unless "
+        "--pretrained_student_model is given.",
+        resume=FIXED,
     )
     revision: str | None = flag(None, "Branch, tag or commit of the teacher's Hub repo.", resume=FIXED)
     variant: str | None = flag(None, "Variant of the teacher's weight files, such as fp16.", resume=FIXED)
     pretrained_student_model: str | None = flag(
         None,
-        "Hub id or folder of the model that the student starts from, if it is not the teacher: it may have another "
-        "prediction type, size or latent space (Table 1e). Student and teacher each keep their own autoencoder, text "
-        "encoders and schedule.",
+        "Hub id or folder of the model that the student starts from, if it is not the teacher. Its prediction type, "
+        "size and latent space may differ from the teacher's (Table 1e). Student and teacher each keep their own "
+        "autoencoder, text encoders and schedule.",
         resume=FIXED,
     )
     student_revision: str | None = flag(None, "Branch, tag or commit of the student's Hub repo.", resume=FIXED)
@@ -33,8 +36,8 @@ class ModelOptions:
     )
     student_init: str = flag(
         "teacher",
-        "Initial weights of the student: `teacher` uses the pretrained weights (of --pretrained_student_model if it "
-        "is given). `random` collapses in the paper (Table 1c, FID 293.6) and exists for that comparison.",
+        "Initial weights of the student. `teacher` uses the pretrained weights (those of --pretrained_student_model if "
+        "it is given). `random` is only meant for the comparison of Table 1c, where it collapses (FID 293.6).",
         resume=FIXED,
         choices=("teacher", "random"),
     )
@@ -42,14 +45,15 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class SDXLOptions:
-    """Flags of SDXL's script alone."""
+    """Flags that only the SDXL script has."""
 
     title: ClassVar[str] = "SDXL"
 
     pretrained_vae_model_name_or_path: str | None = flag(
         None,
-        "Autoencoder that replaces the student's own, such as madebyollin/sdxl-vae-fp16-fix. It is published with the "
-        "student. The stock SDXL autoencoder overflows in fp16, so it runs in bf16 or fp32 instead.",
+        "Hub id or folder of an autoencoder that replaces the student's own, such as madebyollin/sdxl-vae-fp16-fix. It "
+        "is published with the student. The stock SDXL autoencoder overflows in fp16 and is run in bf16 or fp32 "
+        "instead.",
         resume=FIXED,
     )
     vae_revision: str | None = flag(
@@ -65,23 +69,26 @@ class LoraOptions:
 
     use_lora: bool = flag(
         False,
-        "Train a LoRA adapter only. If the student starts from the teacher's repo, the teacher is the same UNet with "
-        "the adapter disabled, so there is one copy in memory.",
+        "Train only a LoRA adapter. If the student starts from the teacher's repo, the teacher is the same UNet with "
+        "the adapter disabled, so that only one copy is in memory.",
         resume=FIXED,
-        saves="four fifths of weights and optimizer",
+        saves="four fifths of the memory for weights and optimizer state",
     )
-    lora_rank: int = flag(64, "Rank of the update of each adapted weight.", resume=FIXED, range=AT_LEAST_ONE)
+    lora_rank: int = flag(64, "The dimension of the LoRA update matrices.", resume=FIXED, range=AT_LEAST_ONE)
     lora_alpha: float | None = flag(
-        None, "Scale of the update times the rank. By default --lora_rank, a scale of 1.", resume=FIXED, range=POSITIVE
+        None,
+        "LoRA alpha: the update is scaled by alpha / rank. Defaults to --lora_rank, a scale of 1.",
+        resume=FIXED,
+        range=POSITIVE,
     )
     lora_dropout: float = flag(
-        0.0, "Fraction of the adapter's inputs that is dropped during training.", resume=FIXED, range=FRACTION
+        0.0, "Dropout probability of the inputs of the LoRA layers.", resume=FIXED, range=FRACTION
     )
     lora_target_modules: tuple[str, ...] | None = flag(
         None,
-        "Name endings of the modules to adapt. By default all linear layers and convolutions of the UNet's blocks, as "
-        "in LCM-LoRA.",
+        "Modules to apply LoRA to, given by the ends of their names. Defaults to all linear layers and convolutions in "
+        "the UNet's blocks, as in LCM-LoRA.",
         resume=FIXED,
         metavar="NAME",
     )
-    fuse_lora: bool = flag(False, "Also write the whole pipeline with the adapter fused into it.", resume=FREE)
+    fuse_lora: bool = flag(False, "Also save the whole pipeline with the adapter fused into it.", resume=FREE)

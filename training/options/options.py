@@ -17,7 +17,7 @@ from training.options.output import HubOptions, OutputOptions, ValidationOptions
 
 @dataclass(frozen=True)
 class Options:
-    """The flags of a run. A function that needs one group takes that group, one that needs several takes all."""
+    """The flags of a run. Functions that need one group take that group; functions that need several take all."""
 
     models: ModelOptions
     lora: LoraOptions
@@ -33,11 +33,11 @@ class Options:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Options":
-        """The options that a parsed command line gives. Lists become tuples; flags that the parser lacks keep their
-        defaults.
+        """Make the options from a parsed command line. Lists become tuples; flags that the parser does not have keep
+        their defaults.
 
         Raises:
-            OptionError: a number outside of its flag's range.
+            OptionError: a number is not finite or out of range.
         """
         groups = {}
         for name, group in GROUPS.items():
@@ -50,7 +50,7 @@ class Options:
         return cls(**groups)
 
     def flat(self) -> dict[str, Any]:
-        """Every flag's value by the flag's name, in the order of declaration."""
+        """The value of each flag by name, in the order of declaration."""
         groups = [getattr(self, name) for name in GROUPS]
         return {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
 
@@ -69,6 +69,6 @@ GROUPS: dict[str, type] = {field.name: field.type for field in dataclasses.field
 
 
 def all_flags() -> Iterator[Flag]:
-    """Every flag of the training scripts."""
+    """All flags of the training scripts."""
     for group in GROUPS.values():
         yield from flags_of(group)

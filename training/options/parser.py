@@ -14,12 +14,12 @@ from training.options.models import SDXLOptions
 from training.options.options import GROUPS
 
 CONFIG_HELP = (
-    "YAML file with flags, one `name: value` a line; see examples/recipes. Flags on the command line take precedence."
+    "YAML file with flags, one `name: value` per line; see examples/recipes. Flags on the command line take precedence."
 )
 
 
 class TrainingParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, with the flag that was probably meant."""
+    """An argument parser that reads `--config`, reports errors in one line, and suggests names for unknown flags."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """Parse the flags of `--config`, then those of the command line."""
@@ -27,7 +27,7 @@ class TrainingParser(argparse.ArgumentParser):
         return super().parse_args([*self._words_of_config(words), *words], namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2 and one line."""
+        """Print one line to stderr and exit with status 2."""
         known = [option for action in self._actions for option in action.option_strings]
         typos = [word for word in message.split() if word.startswith("--") and word not in known]
         close = [match for typo in typos for match in difflib.get_close_matches(typo, known, n=1)]
@@ -46,7 +46,7 @@ class TrainingParser(argparse.ArgumentParser):
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             self.error(f"--config got {str(path)!r}: {' '.join(str(error).split())}")
         if not isinstance(content, dict):
-            self.error(f"--config got {str(path)!r}: it must hold `name: value` lines")
+            self.error(f"--config got {str(path)!r}: the file must contain `name: value` lines")
         actions = {option[2:]: action for action in self._actions for option in action.option_strings}
         words = []
         for name, value in content.items():
@@ -60,7 +60,7 @@ class TrainingParser(argparse.ArgumentParser):
     def _words_of(self, path: Path, name: str, value: Any, is_switch: bool) -> list[str]:
         if is_switch:
             if not isinstance(value, bool):
-                self.error(f"--config got {str(path)!r}: {name} is true or false, not {value!r}")
+                self.error(f"--config got {str(path)!r}: {name} must be true or false, not {value!r}")
             return [f"--{name}"] if value else []
         if value is None:
             return []
@@ -74,7 +74,7 @@ def make_parser(description: str, more: Iterable[type] = ()) -> TrainingParser:
 
     Args:
         description: first line of `--help`.
-        more: options dataclasses that only this script has, such as `SDXLOptions`.
+        more: additional options dataclasses of this script, such as `SDXLOptions`.
     """
     parser = TrainingParser(
         description=description,

@@ -1,6 +1,6 @@
-"""Combinations of flags that cannot work, refused before anything is loaded.
+"""Checks that refuse invalid combinations of flags before anything is loaded.
 
-Ranges of single flags belong to their declarations; here are only the rules that concern several flags, or files.
+The range of a single flag is part of its declaration; these checks concern several flags, files or packages.
 """
 
 import os
@@ -16,10 +16,10 @@ from training.options.options import Options
 
 
 def refuse(options: Options) -> None:
-    """Refuse what cannot work.
+    """Check combinations of flags.
 
     Raises:
-        OptionError: names the flag, the value it got and the fix.
+        OptionError: a combination cannot work; the message names the flag, its value and the fix.
     """
     for check in (_check_data, _check_method, _check_models, _check_memory, _check_output, _check_hardware):
         check(options)
@@ -38,19 +38,20 @@ def _check_data(options: Options) -> None:
     if neither or (both and data.dataset_name not in LOADERS):
         raise OptionError(
             f"--dataset_name got {data.dataset_name!r} and --train_data_dir got {data.train_data_dir!r}: "
-            f"give exactly one of them, or the folder with one of the loaders {', '.join(LOADERS)}"
+            f"give exactly one of them, or --train_data_dir with one of the loaders {', '.join(LOADERS)} as "
+            "--dataset_name"
         )
     _require(
         data.dataset_name not in LOADERS or both,
         "dataset_name",
         data.dataset_name,
-        "this loader reads the files of a folder; name it with --train_data_dir",
+        "this loader reads the files in a folder; give the folder with --train_data_dir",
     )
     _require(
         data.dataset_revision is None or (data.dataset_name is not None and not both),
         "dataset_revision",
         data.dataset_revision,
-        "files of a folder have no revision; leave it out, or name a data set of the Hub with --dataset_name",
+        "files in a folder have no revision; leave the flag out, or give a data set on the Hub with --dataset_name",
     )
     if data.train_data_dir is not None:
         _require(os.path.isdir(data.train_data_dir), "train_data_dir", data.train_data_dir, "there is no such folder")
@@ -58,9 +59,9 @@ def _check_data(options: Options) -> None:
         not data.streaming or optimization.max_train_steps is not None,
         "streaming",
         True,
-        "the length of a streamed data set is unknown; say how long to train with --max_train_steps",
+        "the length of a streamed data set is unknown; set --max_train_steps",
     )
-    _require(data.resolution % 8 == 0, "resolution", data.resolution, "give a multiple of 8, the autoencoder's factor")
+    _require(data.resolution % 8 == 0, "resolution", data.resolution, "give a multiple of 8 (the autoencoder's factor)")
 
 
 def _check_method(options: Options) -> None:
@@ -70,20 +71,20 @@ def _check_method(options: Options) -> None:
         list(steps) == sorted(set(steps)) and steps[0] >= 0,
         "student_timesteps",
         steps,
-        "give rising training indices, such as 249 499 749 999",
+        "give timesteps in ascending order, such as 249 499 749 999",
     )
     if probabilities is not None:
         _require(
             len(probabilities) == len(steps),
             "student_timestep_probabilities",
             probabilities,
-            f"give one for each of the {len(steps)} --student_timesteps",
+            f"give one probability for each of the {len(steps)} --student_timesteps",
         )
         _require(
             min(probabilities) >= 0 and abs(sum(probabilities) - 1) < 1e-6,
             "student_timestep_probabilities",
             probabilities,
-            "they must be 0 or more and sum to 1",
+            "probabilities must be 0 or more and sum to 1",
         )
     if method.adversarial_weight == 0 and method.distillation_weight == 0:
         raise OptionError(
@@ -97,14 +98,14 @@ def _check_method(options: Options) -> None:
             method.teacher_steps == 1,
             "teacher_steps",
             method.teacher_steps,
-            "nfsd defines its target for one prediction; use --teacher_steps 1 or another --distillation_weighting",
+            "nfsd is only defined for one teacher step; use --teacher_steps 1 or another --distillation_weighting",
         )
     elif method.negative_prompt is not None:
         _require(
             method.teacher_guidance_scale not in (None, 1.0),
             "negative_prompt",
             method.negative_prompt,
-            "an unguided teacher does not read it; set --teacher_guidance_scale above 1",
+            "it has no effect without guidance; set --teacher_guidance_scale above 1",
         )
 
 
@@ -122,7 +123,7 @@ def _check_models(options: Options) -> None:
             value is None or models.pretrained_student_model is not None,
             flag,
             value,
-            "the student starts from the teacher's repo; use --" + flag.removeprefix("student_"),
+            "the student starts from the teacher's repo, so use --" + flag.removeprefix("student_"),
         )
     flat = options.flat()
     for flag, model in (
@@ -139,12 +140,12 @@ def _check_models(options: Options) -> None:
         )
     for flag in ("lora_alpha", "lora_target_modules", "fuse_lora"):
         value = getattr(lora, flag)
-        _require(not value or lora.use_lora, flag, value, "add --use_lora, or the flag has no effect")
+        _require(not value or lora.use_lora, flag, value, "add --use_lora; the flag has no effect without it")
     _require(
         not (lora.use_lora and models.student_init == "random"),
         "student_init",
         "random",
-        "an adapter on random weights has nothing to adapt; leave out --use_lora",
+        "a LoRA adapter needs pretrained base weights; leave out --use_lora",
     )
 
 
@@ -162,42 +163,43 @@ def _check_memory(options: Options) -> None:
             method.adversarial_weight > 0 or method.distillation_space == "pixel",
             "decode_crop_size",
             size,
-            "nothing is decoded: the loss is in latents and there is no discriminator",
+            "nothing is decoded with --distillation_space latent and --adversarial_weight 0; leave the flag out",
         )
     folder = hardware.cache_dir_latents
     if folder is not None:
-        _require(not data.streaming, "cache_dir_latents", folder, "a stream has no index to cache by")
+        _require(not data.streaming, "cache_dir_latents", folder, "a streamed data set cannot be cached; leave one out")
         _require(
             data.center_crop and not data.random_flip,
             "cache_dir_latents",
             folder,
-            "cached latents are of one crop; use --center_crop and leave out --random_flip",
+            "the cache has one crop of each image; use --center_crop and leave out --random_flip",
         )
     if hardware.teacher_precision is not None:
         _require(
             method.distillation_weight > 0 or options.lora.use_lora,
             "teacher_precision",
             hardware.teacher_precision,
-            "--distillation_weight 0 loads no teacher",
+            "--distillation_weight 0 loads no teacher; leave the flag out",
         )
         _require(
             not options.lora.use_lora or hardware.teacher_precision == "fp32" or precision(options) != "no",
             "teacher_precision",
             hardware.teacher_precision,
-            "with --use_lora it is the precision of the student's base too, which a run in float32 cannot train "
-            "through; add --mixed_precision bf16 or leave the flag out",
+            "with --use_lora the base weights of the student have this precision too, which requires mixed precision; "
+            "add --mixed_precision bf16 or leave the flag out",
         )
 
 
 def _check_output(options: Options) -> None:
     output, lora, hub = options.output, options.lora, options.hub
-    _require(not os.path.isfile(output.output_dir), "output_dir", output.output_dir, "this is a file; name a folder")
+    _require(not os.path.isfile(output.output_dir), "output_dir", output.output_dir, "this is a file; give a folder")
     full_model = os.path.join(output.output_dir, "model_index.json")
     _require(
         not lora.use_lora or lora.fuse_lora or not os.path.isfile(full_model),
         "output_dir",
         output.output_dir,
-        "it holds a whole model, which would be published beside the adapter; name another folder, or add --fuse_lora",
+        "the folder contains a full model, which would be published together with the adapter; give another folder, or "
+        "add --fuse_lora",
     )
     file = output.export_single_file
     if file is not None:
@@ -208,23 +210,23 @@ def _check_output(options: Options) -> None:
             not lora.use_lora or lora.fuse_lora,
             "export_single_file",
             file,
-            "an adapter is no checkpoint; add --fuse_lora",
+            "a LoRA adapter alone cannot be exported as a checkpoint; add --fuse_lora",
         )
     for flag in ("hub_model_id", "hub_token", "hub_private_repo", "push_every_checkpoint"):
         value = getattr(hub, flag)
         shown = "***" if flag == "hub_token" else value
-        _require(not value or hub.push_to_hub, flag, shown, "add --push_to_hub, or nothing is pushed")
+        _require(not value or hub.push_to_hub, flag, shown, "add --push_to_hub; nothing is pushed without it")
     if hub.hub_token is not None:
         _require(
             output.report_to != "wandb" and (output.report_to != "all" or find_spec("wandb") is None),
             "hub_token",
             "***",
-            "wandb stores the command line, and the token with it; use `hf auth login` instead",
+            "wandb stores the command line, which contains the token; use `hf auth login` instead",
         )
     _check_trackers(output.report_to)
 
 
-# The packages without which accelerate passes over a tracker in silence.
+# The package of each tracker. accelerate silently ignores a tracker whose package is not installed.
 _TRACKER_PACKAGES = {
     "tensorboard": "tensorboard", "wandb": "wandb", "comet_ml": "comet_ml", "mlflow": "mlflow", "aim": "aim",
     "clearml": "clearml", "dvclive": "dvclive", "swanlab": "swanlab", "trackio": "trackio",
@@ -232,7 +234,7 @@ _TRACKER_PACKAGES = {
 
 
 def _check_trackers(report_to: str) -> None:
-    """Raises: OptionError: the tracker that `--report_to` asks for is unknown or not installed."""
+    """Raise an OptionError if the tracker of `--report_to` is unknown or not installed."""
     if report_to in (NONE, "all"):
         return
     known = ", ".join((*_TRACKER_PACKAGES, "all", NONE))
@@ -256,5 +258,5 @@ def _check_hardware(options: Options) -> None:
             find_spec("xformers") is not None,
             flag,
             True,
-            "xformers is not installed: pip install xformers, or leave the flag out for torch's own attention",
+            "xformers is not installed; run `pip install xformers`, or leave the flag out to use PyTorch's attention",
         )

@@ -1,4 +1,4 @@
-"""What may not change when a run is resumed: the fixed flags, and the data and models that they name."""
+"""Check that the fixed flags, the data and the models have not changed when a run is resumed."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from training.errors import OptionError
 from training.options.declaration import Resume
 from training.options.options import Options, all_flags
 
-# Facts of a run beside its flags. A run that is resumed has the same; None is a fact that could not be known.
+# Properties of a run other than its flags, which must be the same when it is resumed. None means unknown.
 FACTS = {
     "data": "the data set's content",
     "teacher": "the teacher's files",
@@ -21,29 +21,30 @@ def check_resumed(checkpoint: str, saved: Mapping[str, Any], current: Mapping[st
     """Compare the flags and facts of a checkpoint with those of the run that continues it.
 
     Args:
-        checkpoint: its name, for the error.
-        saved, current: flags by name and facts by the names of `FACTS`.
-        options: of the run that continues; `--allow_changed` names what may differ.
+        checkpoint: name of the checkpoint, for the error message.
+        saved, current: values of flags and of `FACTS` by name, from the checkpoint and from the current run.
+        options: options of the current run; `--allow_changed` names the values that may differ.
 
     Returns:
         The allowed changes, as "--flag: saved -> now", for the log and the model card.
 
     Raises:
-        OptionError: something that is fixed has changed, or `--allow_changed` names what is no fixed flag. All
-            differences are in one message.
+        OptionError: a fixed value has changed, or `--allow_changed` has an unknown name. One message lists all
+            differences.
     """
     allowed = set(options.output.allow_changed or ())
     fixed = set(fixed_names(options))
     if unknown := sorted(allowed - {flag.name for flag in all_flags()} - FACTS.keys()):
         raise OptionError(
-            f"--allow_changed got {unknown[0]!r}: there is no such flag; the facts are {', '.join(FACTS)}"
+            f"--allow_changed got {unknown[0]!r}: there is no such flag; give the name of a flag or one of "
+            f"{', '.join(FACTS)}"
         )
     changes = dict(_changes(saved, current, fixed))
     if refused := [change for name, change in changes.items() if name not in allowed]:
         names = " ".join(name for name in changes if name not in allowed)
         raise OptionError(
             f"--resume_from_checkpoint got {checkpoint}, which was trained with other options: {'; '.join(refused)}. "
-            f"Use the same ones, start a new run in another --output_dir, or continue with --allow_changed {names}"
+            f"Use the same options, start a new run in another --output_dir, or add --allow_changed {names}"
         )
     return list(changes.values())
 
@@ -58,13 +59,13 @@ def fixed_names(options: Options) -> Iterator[str]:
         Resume.FREE: False,
     }
     yield from (flag.name for flag in all_flags() if is_fixed[flag.resume])
-    # A stream has no index: its order also depends on how many processes read which part of it.
+    # The order of a stream also depends on the number of processes, because each reads its own part of the stream.
     yield from (name for name in FACTS if name != "processes" or options.data.streaming)
 
 
 def _changes(saved: Mapping[str, Any], current: Mapping[str, Any], names: set[str]) -> Iterator[tuple[str, str]]:
     for name in sorted(names):
-        # A checkpoint of an earlier version may lack a flag that it could not have had.
+        # A checkpoint of an earlier version does not have flags that were added later.
         if name not in saved or name not in current:
             continue
         then, now = _plain(saved[name]), _plain(current[name])

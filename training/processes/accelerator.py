@@ -1,4 +1,4 @@
-"""The processes of a run, their precision, trackers and logs."""
+"""Setup of accelerate: processes, precision, trackers and logging."""
 
 import logging
 import sys
@@ -18,7 +18,11 @@ from training.options.options import Options
 
 
 def make_accelerator(options: Options) -> Accelerator:
-    """Accelerator with the run's precision and trackers, and quiet logs on all processes but the first."""
+    """Make an Accelerator with the run's precision and trackers. Only the local main process logs below ERROR.
+
+    Raises:
+        OptionError: accelerate is configured for FSDP, DeepSpeed or another unsupported kind of training.
+    """
     report_to = None if options.output.report_to == NONE else options.output.report_to
     logging_dir = Path(options.output.output_dir, options.output.logging_dir)
     accelerator = Accelerator(
@@ -28,18 +32,18 @@ def make_accelerator(options: Options) -> Accelerator:
     )
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise OptionError(
-            f"accelerate's configuration got distributed_type {accelerator.distributed_type.value}: two networks train "
-            "against each other here, which this loop does on one device or by data parallelism (MULTI_GPU); "
-            "change it with `accelerate config`"
+            f"accelerate's configuration got distributed_type {accelerator.distributed_type.value}: this script trains "
+            "two networks against each other and supports only one device or data parallelism (MULTI_GPU); change the "
+            "type with `accelerate config`"
         )
     level = logging.INFO if accelerator.is_local_main_process else logging.ERROR
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level)
     for library in (transformers.utils.logging, diffusers.utils.logging):
         library.set_verbosity(logging.WARNING if level == logging.INFO else logging.ERROR)
-        if not sys.stderr.isatty():  # in a file each redrawing of a bar would be a line
+        if not sys.stderr.isatty():  # in a log file, each update of a bar would be a new line
             library.disable_progress_bar()
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    # It reports a missing CPU kernel at import, in every run, although 4-bit weights also work without that kernel.
+    # bitsandbytes reports a missing CPU kernel on each import, although 4-bit weights also work without that kernel.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     set_tf32(options.hardware.allow_tf32)
     return accelerator
@@ -52,10 +56,10 @@ _groups: list[torch.distributed.ProcessGroup | None] = []
 def end_training(accelerator: Accelerator) -> None:
     """Finish the trackers and leave the process group.
 
-    A reference to the group is kept for the life of the process. Otherwise DistributedDataParallel's reducer would drop
-    the last one, and torch's destructor then joins gloo's threads while it holds the GIL, which those threads wait for
-    in order to free their tensors: every process would hang after the student is saved. Where Python drops the last
-    reference, torch releases the GIL first.
+    A reference to the group is kept until the process exits. Otherwise DistributedDataParallel's reducer would drop the
+    last reference, and torch's destructor would join gloo's threads while holding the GIL, which those threads need to
+    free their tensors: all processes would hang after the student is saved. When Python drops the last reference, torch
+    releases the GIL first.
     """
     if torch.distributed.is_initialized():
         _groups.append(torch.distributed.group.WORLD)
@@ -63,11 +67,11 @@ def end_training(accelerator: Accelerator) -> None:
 
 
 def set_tf32(allowed: bool) -> None:
-    """Allow TF32 for all float32 matrix products and convolutions on a GPU, or for none.
+    """Enable or disable TF32 for all float32 matrix products and convolutions on a GPU.
 
-    torch's own defaults differ: TF32 is off for matrix products and ON for convolutions, of which the discriminator's
-    heads consist. The backward passes obey the same two switches, so the heads and R1 cannot be kept out of TF32 while
-    the rest uses it: it is one choice for the whole run.
+    PyTorch's own defaults differ: TF32 is off for matrix products and ON for convolutions, of which the discriminator's
+    heads consist. The backward passes use the same two switches, so it is not possible to exclude the heads and R1 from
+    TF32 while the rest of the run uses it.
     """
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed

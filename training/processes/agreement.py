@@ -1,4 +1,4 @@
-"""Decisions that all processes of a run make together: none goes on alone, and none waits for one that has failed."""
+"""Decisions that all processes of a run must agree on. An error in one process is raised in all of them."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,21 +12,22 @@ Decision = TypeVar("Decision")
 
 
 class DisagreementError(UserError):
-    """The processes of a run see different things, such as another checkpoint or another data set."""
+    """The processes of a run get different results, such as different checkpoints or data sets."""
 
 
 def agree(accelerator: Accelerator, subject: str, decide: Callable[[], Decision]) -> Decision:
-    """Let every process call `decide`, and return its result if all results are equal.
+    """Call `decide` in every process, and return its result if all results are equal.
 
-    An error at one process is raised at all of them, so that no process waits for one that has stopped.
+    An error in one process is raised in all of them, so that no process waits for one that has stopped. All processes
+    must call this function.
 
     Args:
-        subject: what is decided on, for the error, such as "--resume_from_checkpoint".
-        decide: called once at every process; its result can be pickled and compared.
+        subject: subject of the decision for the error message, such as "--resume_from_checkpoint".
+        decide: function that is called once per process; its result must be picklable and comparable.
 
     Raises:
-        UserError: `decide` raised it at this process.
-        DisagreementError: `decide` raised a `UserError` at another process, or the results differ.
+        UserError: `decide` raised it in this process.
+        DisagreementError: `decide` raised a `UserError` in another process, or the results differ.
     """
     if accelerator.num_processes == 1:
         return decide()
@@ -45,6 +46,6 @@ def agree(accelerator: Accelerator, subject: str, decide: Callable[[], Decision]
     if any(other != results[0] for other in results):
         seen = "; ".join(f"process {rank}: {found}" for rank, found in enumerate(results))
         raise DisagreementError(
-            f"{subject}: the processes see different things ({seen}). Check that all of them read the same disk"
+            f"{subject}: the processes get different results ({seen}). Check that all of them read the same disk"
         )
     return results[accelerator.process_index]

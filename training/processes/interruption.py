@@ -1,4 +1,4 @@
-"""Ends a run at a signal, after a checkpoint that all processes save at the same step."""
+"""Signal handling: a run ends after a checkpoint that all processes save at the same step."""
 
 import os
 import signal
@@ -12,40 +12,40 @@ from accelerate import Accelerator
 
 from training.errors import UserError
 
-# Ctrl-C, and what schedulers send before they take a machine away.
+# Ctrl-C, and the signals that cluster schedulers send before they end a job.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-# torchrun (also below `accelerate launch`) passes on the Ctrl-C that the terminal has already sent to every process.
-# The same signal within this time is that echo, not a second request.
+# torchrun (also under `accelerate launch`) forwards Ctrl-C, which the terminal has already sent to every process. The
+# same signal within this time is such an echo and not a second request.
 ECHO_SECONDS = 1.0
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"  # environment variable that torchrun sets for the processes it starts
 
 
 class Interrupted(UserError):
-    """The run has ended early, at a checkpoint. `status` is what the process should exit with: 128 + the signal."""
+    """A signal has ended the run after a checkpoint. `status`, the exit status of the process, is 128 + the signal."""
 
     label = ""
 
     def __init__(self, signum: int, step: int):
         super().__init__(
-            f"{signal.Signals(signum).name}: saved checkpoint-{step}; go on with --resume_from_checkpoint latest"
+            f"{signal.Signals(signum).name}: saved checkpoint-{step}; resume with --resume_from_checkpoint latest"
         )
         self.status = 128 + signum
 
 
 class Interruption:
-    """Within this context the first of `SIGNALS` is noted instead of obeyed; a second one ends the process at once.
+    """Context manager that records the first of `SIGNALS` for the training loop; a second one ends the process at once.
 
-    A signal that the process was told to ignore, as `nohup` or a shell's `&` do with some, stays ignored.
+    A signal that the process already ignores, for example because of `nohup` or a shell's `&`, stays ignored.
 
     Attributes:
-        received: number of the signal that was noted, 0 before.
+        received: number of the signal that was received, 0 if none.
     """
 
     def __enter__(self) -> "Interruption":
         self.received, self.received_at, self.process = 0, 0.0, os.getpid()
         self.is_under_torchrun = UNDER_TORCHRUN in os.environ
-        main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
+        main = threading.current_thread() is threading.main_thread()  # handlers can only be set in the main thread
         noted = [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN] if main else []
         self.previous = {s: signal.signal(s, self._receive) for s in noted}
         return self
@@ -61,13 +61,13 @@ class Interruption:
             os.kill(os.getpid(), signum)
         elif not self.received:
             self.received, self.received_at = signum, time.monotonic()
-            # The default action works even where Python does not get to run, such as in a collective that hangs.
+            # The default action works even if Python code cannot run, for example in a collective that hangs.
             for s in self.previous:
                 if s != signum or not self.is_under_torchrun:
                     signal.signal(s, signal.SIG_DFL)
 
     def agreed(self, accelerator: Accelerator) -> int:
-        """The signal that any process has received, 0 for none. Several processes wait here for each other."""
+        """The signal that any process has received, 0 for none. A collective call that all processes must make."""
         if accelerator.num_processes == 1:
             return self.received
         received = torch.tensor([self.received], device=accelerator.device)

@@ -1,4 +1,4 @@
-"""What only the main process does, such as taking a lock, and every process has to know the outcome of."""
+"""Calls that only the main process makes, such as taking a lock, with the outcome sent to all processes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,19 +10,20 @@ from training.errors import UserError
 
 
 def on_main_process(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
-    """Call `call` on the main process alone. To be reached by every process.
+    """Call `call` on the main process and return its result in every process. All processes must call this function.
 
-    Without this a refusal on the main process would leave the others waiting for it at their next collective.
+    An error on the main process is raised in every process; otherwise the other processes would wait forever at their
+    next collective.
 
     Args:
-        accelerator: of the run.
-        call: takes nothing; what it returns is sent to the other processes, so it must be small and picklable.
+        accelerator: accelerator of the run.
+        call: function without arguments. Its result is sent to the other processes, so it must be small and picklable.
 
     Returns:
-        What `call` returned, at every process.
+        The result of `call`, in every process.
 
     Raises:
-        UserError: `call` raised one; at every process, with the same message.
+        UserError: `call` raised a `UserError`; it is raised in every process with the same message.
     """
     outcome: list[Any] = [None, None, UserError.status]
     error: UserError | None = None
@@ -31,7 +32,7 @@ def on_main_process(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
             outcome[0] = call()
         except UserError as raised:
             error, outcome[1], outcome[2] = raised, str(raised), raised.status
-    broadcast_object_list(outcome)  # from process 0; nothing happens where it is the only one
+    broadcast_object_list(outcome)  # from process 0; does nothing if there is only one process
     if error is not None:
         raise error
     if outcome[1] is not None:

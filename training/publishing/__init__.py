@@ -1,1 +1,1 @@
-"""What a run publishes: the layout, the model card, the Hub, single-file exports."""
+"""Publishing of students: output folder, model card, Hub, variants and single-file exports."""

@@ -1,4 +1,4 @@
-"""The command that publishes a finished run: `python -m training.publish DIR --repo_id user/my-student`."""
+"""Command line of `python -m training.publish`, which publishes a finished run on the Hub."""
 
 import argparse
 import logging
@@ -16,31 +16,32 @@ from training.publishing.variant import VARIANTS, add_variant, check_variant
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags of `python -m training.publish`."""
+    """Make the parser of `python -m training.publish`."""
     parser = argparse.ArgumentParser(
         prog=command_name("training.publish"), description="Publish a finished run on the Hub."
     )
     add = parser.add_argument
     add("folder", metavar="DIR", type=Path, help="The --output_dir of a finished run.")
-    add("--repo_id", required=True, help="Repo to push to, such as user/my-student; it is made if it does not exist.")
-    add("--private", action="store_true", default=None, help="Make the new repo private, and refuse a public one.")
-    add("--revision", default=MAIN, help="Branch to push to (default: main); made from main if it does not exist.")
-    add("--license", default=None, help="Licence for the card, by its Hub identifier, in place of the base model's.")
-    add("--variant", choices=VARIANTS, default=None, help="Publish the weights in this precision too, as a variant.")
-    add("--measured", type=Path, default=None, metavar="FILE", help="Figures for the card: comparison.json of "
-        '`python -m evaluation compare`, or {"command": "...", "figures": [{"steps": 1, ...}]}.')  # fmt: skip
-    add("--overwrite_card", action="store_true", help="Replace the card on the Hub even if someone has edited it.")
-    add("--hub_token", default=None, help="Token to push with; by default the one of `hf auth login`.")
-    add("--dry_run", action="store_true", help="Check everything that can be checked without a network, list what "
-        "would be uploaded, and change nothing.")  # fmt: skip
+    add("--repo_id", required=True, help="Repo to push to, such as user/my-student. It is created if necessary.")
+    add("--private", action="store_true", default=None, help="Create a private repo; refuse an existing public one.")
+    add("--revision", default=MAIN, help="Branch to push to (default: main). It is created from main if necessary.")
+    add("--license", default=None, help="Hub identifier of the licence for the card. Defaults to the base model's.")
+    add("--variant", choices=VARIANTS, default=None, help="Also publish the weights in this precision, as a variant.")
+    add("--measured", type=Path, default=None, metavar="FILE", help="JSON file with figures for the card: "
+        "comparison.json of `python -m evaluation compare`, or "
+        '{"command": "...", "figures": [{"steps": 1, ...}]}.')  # fmt: skip
+    add("--overwrite_card", action="store_true", help="Replace the card on the Hub even if it was edited there.")
+    add("--hub_token", default=None, help="Token for pushing. Defaults to the token stored by `hf auth login`.")
+    add("--dry_run", action="store_true", help="Check everything that can be checked without a network, list the files "
+        "that would be uploaded, and change nothing.")  # fmt: skip
     return parser
 
 
 def check(args: argparse.Namespace) -> list[str]:
-    """Refuse what cannot work before anything is written or sent. Returns the names of the layout's files.
+    """Check the flags and the folder before anything is written or sent. Returns the names of the files to publish.
 
     Raises:
-        PublishError: names the flag or the file, and the fix.
+        PublishError: the message names the flag or the file, and the fix.
     """
     check_repo_id(args.repo_id, "--repo_id")
     clean_token(args.hub_token)
@@ -51,8 +52,8 @@ def check(args: argparse.Namespace) -> list[str]:
         value = getattr(args, flag)
         if value is not None and not (args.folder / RUN_FILE).is_file():
             raise PublishError(
-                f"--{flag} got {str(value)!r}: {args.folder} lacks {RUN_FILE}, from which the card is made; write it "
-                f"into {CARD} yourself"
+                f"--{flag} got {str(value)!r}: {args.folder} has no {RUN_FILE}, from which the card is made; edit "
+                f"{CARD} yourself"
             )
     if args.measured is not None:
         files_to_keep(args.folder)
@@ -62,10 +63,10 @@ def check(args: argparse.Namespace) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Publish, or with `--dry_run` say what would be published.
+    """Publish the run, or with `--dry_run` list the files that would be published.
 
     Raises:
-        UserError: nothing, or not all, was published.
+        UserError: the run was not published.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     names = check(args)
@@ -102,5 +103,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command. A refusal ends it with one line."""
+    """Run the command line `argv`, by default that of the process."""
     run_command(make_parser(), argv, run)

@@ -1,4 +1,4 @@
-"""What a run leaves for others: the published layout, or the adapter, with its card."""
+"""Writes the student to the output folder, as a full pipeline or a LoRA adapter, with its card."""
 
 import shutil
 from collections.abc import Mapping
@@ -25,17 +25,18 @@ def write_output(
     scheduler: SchedulerMixin,
     facts: Mapping[str, Any],
 ) -> None:
-    """Write the student to `folder`, whole or not at all; an older one there is replaced. An edited card is kept.
+    """Write the student to `folder` atomically, replacing an older student. An edited card is kept.
 
-    The frozen parts are loaded afresh, as they came: those of the run may be in half precision, and stay as they are.
+    The frozen components are loaded again in their original precision, because those of the run may be in half
+    precision.
 
     Args:
-        student: with the weights to publish.
-        facts: of the run, for the card.
+        student: UNet with the weights to publish.
+        facts: facts of the run for the card.
 
     Raises:
-        PublishError: it cannot be written, or is not whole; an older student is as it was.
-        FolderInUse: another process writes into `folder`.
+        PublishError: the student cannot be written or is not complete; an older student is not changed.
+        FolderInUse: another process is writing into `folder`.
     """
     with replacing_student(folder) as stage:
         if options.lora.use_lora:
@@ -54,6 +55,6 @@ def write_output(
             set_sample_size(stage, options.data.resolution // factor)
         card = write_card(options, stage, facts, family.pipeline_class.__name__, base_model=family.name)
         for weights in (*stage.glob("*.safetensors"), *stage.glob("*/*.safetensors")):
-            shutil.copymode(card, weights)  # safetensors makes files that only their owner may read
+            shutil.copymode(card, weights)  # safetensors creates files that only their owner can read
         if is_edited(folder / CARD):
             card.unlink()

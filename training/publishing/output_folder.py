@@ -1,4 +1,4 @@
-"""Whether a run may use its output folder: nothing of anyone's lies in it, and no other run's."""
+"""Checks that a run may use its output folder: no input, other run or foreign model is in it, and it is writable."""
 
 import os
 import tempfile
@@ -12,24 +12,24 @@ from training.publishing.folder.layout import INDEX, RUN_FILE
 from training.publishing.folder.verification import FILES
 from training.publishing.single_file.export import is_export
 
-_DEPTH = 3  # folders/organisation/model/unet: as deep as models are usually kept
+_DEPTH = 3  # levels to search for models, as in folders/organisation/model/unet
 
 
 def check_output_folder(
     output_dir: str | Path, resume_from: str | None = None, read: Mapping[str, str | Path | None] | None = None
 ) -> None:
-    """Refuse an output folder in which a run would damage something, or that it cannot write to. Before anything loads.
+    """Refuse an output folder in which a run would damage other files, or that is not writable.
 
-    To be called at the main process. The folder is made if it is not there.
+    Only the main process should call this function, before anything is loaded. The folder is created if necessary.
 
     Args:
-        output_dir: of `--output_dir`.
-        resume_from: of `--resume_from_checkpoint`.
-        read: what the run reads, by flag, such as {"--train_data_dir": ..., "--cache_dir_latents": ...}. Values that
-            are None or no local folder, such as Hub ids, are passed over; the latents' cache may not be there yet.
+        output_dir: value of `--output_dir`.
+        resume_from: value of `--resume_from_checkpoint`.
+        read: inputs of the run by flag, such as {"--train_data_dir": ..., "--cache_dir_latents": ...}. Values that are
+            None or not local folders, such as Hub ids, are ignored. The latent cache need not exist yet.
 
     Raises:
-        OptionError: names the flag, the value and the fix.
+        OptionError: the folder cannot be used; the message names the flag, its value and the fix.
     """
     check_apart(output_dir, read or {})
     check_unused(output_dir, resume_from)
@@ -38,10 +38,10 @@ def check_output_folder(
 
 
 def check_apart(output_dir: str | Path, read: Mapping[str, str | Path | None]) -> None:
-    """Refuse an output folder that is, is in, or contains a folder that the run reads.
+    """Refuse an output folder that is, contains, or is inside a folder that the run reads.
 
     Raises:
-        OptionError: names both flags.
+        OptionError: there is such a folder; the message names both flags.
     """
     output = Path(output_dir).resolve()
     for flag, value in read.items():
@@ -57,16 +57,16 @@ def check_apart(output_dir: str | Path, read: Mapping[str, str | Path | None]) -
         else:
             continue
         raise OptionError(
-            f"--output_dir got {str(output_dir)!r}: {flag} {str(value)!r} {how}, and a run would write among what it "
-            "reads. Name another folder"
+            f"--output_dir got {str(output_dir)!r}: {flag} {str(value)!r} {how}, so the run would write into its own "
+            "input. Give another folder"
         )
 
 
 def check_unused(output_dir: str | Path, resume_from: str | None) -> None:
-    """Refuse the folder of another run unless that run is resumed: two runs in one folder would mix their checkpoints.
+    """Refuse the folder of another run unless that run is resumed, because the checkpoints of two runs would be mixed.
 
     Raises:
-        OptionError: names what was found, and the two ways on.
+        OptionError: the folder contains files of another run; the message names them and the fix.
     """
     output = Path(output_dir)
     found = [path.name for path in output.iterdir()] if output.is_dir() else []
@@ -76,41 +76,41 @@ def check_unused(output_dir: str | Path, resume_from: str | None) -> None:
         return
     if resume_from is None:
         raise OptionError(
-            f"--output_dir got {str(output_dir)!r}: an earlier run has left {traces[0]} there. Go on with it by "
-            "--resume_from_checkpoint latest, or name another folder"
+            f"--output_dir got {str(output_dir)!r}: the folder contains {traces[0]} from an earlier run. Resume that "
+            "run with --resume_from_checkpoint latest, or give another folder"
         )
     elsewhere = Path(resume_from).is_dir() and Path(resume_from).resolve().parent != output.resolve()
     if resume_from != "latest" and elsewhere:
         raise OptionError(
-            f"--output_dir got {str(output_dir)!r}: an earlier run has left {traces[0]} there, and "
-            f"--resume_from_checkpoint {resume_from!r} is another run's. Name another --output_dir"
+            f"--output_dir got {str(output_dir)!r}: the folder contains {traces[0]} from an earlier run, but "
+            f"--resume_from_checkpoint {resume_from!r} belongs to another run. Give another --output_dir"
         )
 
 
 def check_no_foreign_model(output_dir: str | Path) -> None:
-    """Refuse a folder with a model, in it or around it, that this program did not write.
+    """Refuse a folder that contains, or is inside, a model that this program did not write.
 
-    A folder in which a run of ours has left its traces is ours: what it publishes replaces only its own files.
+    A folder with files of a previous run is accepted, because publishing only replaces files of this program.
 
     Raises:
-        OptionError: names the model.
+        OptionError: there is such a model; the message names it.
     """
     output = Path(output_dir)
     if not _is_ours(output):
         for model in foreign_models(output):
             raise OptionError(
-                f"--output_dir got {str(output_dir)!r}: {model} is of a model that this program did not write. Name an "
-                "empty or a new folder"
+                f"--output_dir got {str(output_dir)!r}: {model} belongs to a model that this program did not write. "
+                "Give an empty or a new folder"
             )
     for parent in output.resolve().parents:
         if (parent / INDEX).is_file() and not _is_ours(parent):
             raise OptionError(
-                f"--output_dir got {str(output_dir)!r}, which is inside the model {parent}. Name another folder"
+                f"--output_dir got {str(output_dir)!r}, which is inside the model {parent}. Give another folder"
             )
 
 
 def foreign_models(folder: Path) -> Iterator[Path]:
-    """Files of models in `folder`, a few levels deep, that this program did not write."""
+    """Yield the files of models in `folder`, a few levels deep, that this program did not write."""
     for root, folders, files in os.walk(folder):
         path = Path(root)
         depth = len(path.relative_to(folder).parts)
@@ -124,10 +124,10 @@ def foreign_models(folder: Path) -> Iterator[Path]:
 
 
 def check_writable(output_dir: str | Path) -> None:
-    """Make the folder and write a file there that vanishes, rather than learn at the first checkpoint.
+    """Create the folder and write a temporary file, so that a failure is not only noticed at the first checkpoint.
 
     Raises:
-        OptionError: the folder cannot be made or not written to.
+        OptionError: the folder cannot be created or written to.
     """
     try:
         os.makedirs(output_dir, exist_ok=True)
@@ -137,12 +137,12 @@ def check_writable(output_dir: str | Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OptionError(
-            f"--output_dir got {str(output_dir)!r}, which cannot be written to: {error}. Name another folder"
+            f"--output_dir got {str(output_dir)!r}, which cannot be written to: {error}. Give another folder"
         ) from error
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a run of ours has left a student or a checkpoint there."""
+    """Whether the folder contains a student or a checkpoint of this program."""
     if (folder / RUN_FILE).is_file() or (folder / FILES).is_file():
         return True
     names = os.listdir(folder) if folder.is_dir() and os.access(folder, os.R_OK) else []

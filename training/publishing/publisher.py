@@ -1,4 +1,4 @@
-"""The output of a run: its folder, held against other runs, and its student, published there and on the Hub."""
+"""The output of a run: locks the output folder, and publishes the student there and on the Hub."""
 
 import logging
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def output_folder(options: Options, accelerator: Accelerator) -> Iterator[None]:
-    """Hold `--output_dir` against every other run, once it is known that this run may write there, and to the Hub.
+    """Context manager that checks `--output_dir` and the access to the Hub, and locks the folder against other runs.
 
     Raises:
-        OptionError: the folder holds something that a run could damage, or cannot be written to.
-        FolderInUse: another run writes there.
-        PublishError: `--push_to_hub` cannot work.
+        OptionError: the folder contains files that a run could damage, or cannot be written to.
+        FolderInUse: another run is writing there.
+        PublishError: the repo of `--push_to_hub` cannot be pushed to.
     """
     flat, names = options.flat(), ("dataset_name", "train_data_dir", "cache_dir_latents")
     models = [name for name in flat if "_model" in name and not name.endswith(("_revision", "hub_model_id"))]
@@ -49,7 +49,7 @@ def output_folder(options: Options, accelerator: Accelerator) -> Iterator[None]:
 
 
 class Publisher:
-    """Publishes the student of a run: each checkpoint's on a branch if asked for, and the last one."""
+    """Publishes the student at the end of a run, and with `--push_every_checkpoint` that of each checkpoint."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -58,10 +58,10 @@ class Publisher:
             self.pusher = CheckpointPusher(run.options)
 
     def write(self, folder: Path) -> None:
-        """Write the published layout of the student as it is now. To be called at the main process.
+        """Write the published layout of the current student. Only the main process should call this method.
 
         Raises:
-            PublishError: it cannot be written; an older student in `folder` is as it was.
+            PublishError: the layout cannot be written; an older student in `folder` is not changed.
         """
         run = self.run
         facts = {
@@ -77,16 +77,16 @@ class Publisher:
             write_output(run.options, folder, run.family, student, scheduler, facts)
 
     def push_checkpoint(self) -> None:
-        """Queue the student of a checkpoint for the branch `checkpoints`, if that was asked for."""
+        """Queue the student of a checkpoint for the branch `checkpoints`, with `--push_every_checkpoint`."""
         if self.pusher is not None:
             self.pusher.push(self.write, self.run.state.step)
         self.run.accelerator.wait_for_everyone()
 
     def publish(self) -> None:
-        """Write the finished student to `--output_dir`, export it, and push it, as asked for.
+        """Write the finished student to `--output_dir`; also export and push it if the flags say so.
 
         Raises:
-            PublishError: one of these failed; at every process.
+            PublishError: one of these failed; raised in every process.
         """
         on_main_process(self.run.accelerator, self._publish)
 

@@ -1,4 +1,4 @@
-"""The two players of a run, student and discriminator, with all that trains them."""
+"""Student and discriminator with their losses, optimizers and moving average."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ from training.options.derived import effective_batch_size
 
 @dataclass
 class Players:
-    """Student and discriminator, which train against each other.
+    """The two networks that train against each other: student and discriminator.
 
     Attributes:
-        student: the UNet, unwrapped; all of it is trainable, or an adapter in it.
+        student: the student's UNet, unwrapped; either all of it or an adapter in it is trainable.
         heads: the discriminator's trainable heads, unwrapped; None without a discriminator.
-        losses: the losses of both, which call the networks as they were prepared for distribution.
-        updaters: by name, "student" and, with a discriminator, "discriminator".
-        ema: the moving average of the student's trainable parameters, or None.
-        accelerator: runs the backward passes.
+        losses: the losses of both networks; they call the networks as wrapped by accelerate.
+        updaters: updaters with the keys "student" and, with a discriminator, "discriminator".
+        ema: moving average of the student's trainable parameters, or None.
+        accelerator: accelerator that runs the backward passes.
     """
 
     student: nn.Module
@@ -38,7 +38,7 @@ class Players:
     accelerator: Accelerator
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The student's trainable parameters by name: all of them, or the adapter's."""
+        """The student's trainable parameters by name: all parameters, or only those of the adapter."""
         return {name: p for name, p in self.student.named_parameters() if p.requires_grad}
 
 
@@ -50,11 +50,11 @@ def make_players(
     schedules: tuple[NoiseSchedule, NoiseSchedule],
     total_steps: int,
 ) -> Players:
-    """Optimizers, moving average and losses around loaded networks.
+    """Make the optimizers, the moving average and the losses for loaded networks.
 
     Args:
-        schedules: student's and teacher's.
-        total_steps: iterations of the run, for the learning rates' schedules.
+        schedules: noise schedules of student and teacher.
+        total_steps: number of iterations of the run, for the learning rate schedules.
     """
     trainable = [p for p in networks.student.parameters() if p.requires_grad]
     scale = effective_batch_size(options, accelerator.num_processes) if options.optimization.scale_lr else 1
@@ -68,8 +68,8 @@ def make_players(
     if discriminator is not None:
         updaters["discriminator"] = updater(discriminator_optimizer(discriminator.heads.parameters(), options, scale))
     ema = make_ema(trainable, options.optimization.ema_decay) if options.optimization.use_ema else None
-    # DistributedDataParallel refuses to wrap a network after its optimizer has taken a step, and torch.compile after
-    # either; so they are wrapped last, here.
+    # Networks are wrapped last. DistributedDataParallel refuses to wrap a network after its optimizer has taken a step,
+    # and torch.compile has to come before both.
     student = accelerator.prepare_model(networks.student)
     losses = make_losses(options, networks, student, discriminator, schedules, accelerator)
     heads = None if discriminator is None else discriminator.heads

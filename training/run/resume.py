@@ -1,4 +1,4 @@
-"""The start of a run, new or resumed: its checkpoint, its seed, and the facts that a resumed run is compared by."""
+"""Start of a new or resumed run: its checkpoint, its seed, and the properties that a resumed run must match."""
 
 import random
 from typing import Any
@@ -18,11 +18,11 @@ from training.processes.agreement import agree
 
 
 def checkpoint_to_resume(options: Options, accelerator: Accelerator) -> Checkpoint | None:
-    """The verified checkpoint that `--resume_from_checkpoint` names, the same one at every process; None for a new run.
+    """Load and verify the checkpoint of `--resume_from_checkpoint`, the same in every process; None for a new run.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
-        DisagreementError: the processes see different checkpoints.
+        DisagreementError: the processes find different checkpoints.
     """
     output_dir, name = options.output.output_dir, options.output.resume_from_checkpoint
 
@@ -35,7 +35,7 @@ def checkpoint_to_resume(options: Options, accelerator: Accelerator) -> Checkpoi
 
 
 def choose_seed(options: Options, checkpoint: Checkpoint | None, accelerator: Accelerator) -> int:
-    """`--seed`; without it the checkpoint's; without a checkpoint a new one, the same at every process."""
+    """`--seed` if given, else the seed of the checkpoint, else a new random seed, the same in every process."""
     if options.optimization.seed is not None:
         return options.optimization.seed
     if checkpoint is not None:
@@ -47,10 +47,10 @@ def choose_seed(options: Options, checkpoint: Checkpoint | None, accelerator: Ac
 def run_arguments(
     options: Options, seed: int, accelerator: Accelerator, rows: Rows, student: Family, teacher: Family
 ) -> dict[str, Any]:
-    """Flags and facts of a run by name, as `training.options.resuming` compares them and checkpoints keep them.
+    """Flags and `FACTS` of a run by name, which checkpoints store and `training.options.resuming` compares.
 
     Raises:
-        DisagreementError: the processes see different data or models.
+        DisagreementError: the processes read different data or models.
     """
 
     def facts() -> dict[str, Any]:
@@ -71,6 +71,6 @@ def run_arguments(
 
 
 def family_fingerprint(family: Family) -> str:
-    """Identity of the weights that a run takes from a repo: its UNet and its autoencoder."""
+    """Fingerprint of the weights that a run loads from a repo: UNet and autoencoder."""
     unet = model_fingerprint(family.name, "unet", family.where["revision"], family.where["cache_dir"])
     return f"{unet} {model_fingerprint(*family.vae_place())}"

@@ -1,4 +1,4 @@
-"""The parts of a run, as `prepare` of train_add.py makes them."""
+"""The parts of a run, which `prepare` in train_add.py makes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,19 +20,19 @@ from training.run.state import RunState
 
 @dataclass
 class Run:
-    """Everything that a run consists of.
+    """The parts of a run.
 
     Attributes:
-        family, teacher_family: the repos of student and teacher; one object if they are the same repo.
-        schedules: student's and teacher's noise schedule.
-        networks: as they were loaded.
-        players: the two networks that train, with their losses and optimizers.
-        state: the counters.
-        rows, reader: the data set, and how a sample is made of a row.
-        embeddings: of images and captions, computed or cached.
-        make_batch: from samples to what an iteration starts from.
-        arguments: flags and facts by name, for checkpoints, trackers and the card.
-        total_steps: iterations.
+        family, teacher_family: model families of student and teacher; one object if they use the same repo.
+        schedules: noise schedules of student and teacher.
+        networks: the networks as loaded.
+        players: the two networks that are trained, with their losses and optimizers.
+        state: counters of the run.
+        rows, reader: the data set, and the reader that makes a sample from a row.
+        embeddings: source of the embeddings of images and captions, computed or cached.
+        make_batch: makes a `Batch` from samples.
+        arguments: flags and facts by name, for checkpoints, trackers and the model card.
+        total_steps: number of iterations.
     """
 
     options: Options
@@ -52,10 +52,10 @@ class Run:
 
     @property
     def effective_batch_size(self) -> int:
-        """Samples per iteration, over all processes."""
+        """Number of samples per iteration, over all processes."""
         return effective_batch_size(self.options, self.accelerator.num_processes)
 
     @property
     def num_samples(self) -> int | None:
-        """Rows of the data set; None for a stream."""
+        """Number of rows of the data set; None for a stream."""
         return None if self.options.data.streaming else len(self.rows)

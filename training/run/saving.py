@@ -1,4 +1,4 @@
-"""Saving a run's checkpoint, and what its trackers are told."""
+"""Saving of checkpoints, and the configuration that is passed to trackers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,10 @@ from training.run.state import pack_run
 
 
 def save(run: Run) -> None:
-    """Write `checkpoint-N` of this iteration, then remove superfluous ones. To be reached by every process.
+    """Write `checkpoint-N` of this iteration, then remove surplus checkpoints. All processes must call this function.
 
     Raises:
-        CheckpointError: it cannot be written; at every process.
+        CheckpointError: the checkpoint cannot be written; raised in every process.
     """
     output = run.options.output
 
@@ -25,5 +25,5 @@ def save(run: Run) -> None:
 
 
 def tracker_config(arguments: Mapping[str, Any]) -> dict[str, int | float | str]:
-    """Flags and facts as trackers take them: numbers and text."""
+    """Flags and facts in the types that trackers accept: numbers and strings."""
     return {name: value if isinstance(value, int | float | str) else str(value) for name, value in arguments.items()}

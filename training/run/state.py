@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds, and how it gets back into the run."""
+"""The state of a run: its counters, and conversion of the whole state to and from a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,15 +17,15 @@ Groups = dict[str, dict[str, Tensor]]
 
 @dataclass
 class RunState:
-    """The counters of a run; everything else that changes is in the players.
+    """The counters of a run. All other state that changes is in `Players`.
 
     Attributes:
-        seed: of the run.
-        step: iterations done.
-        position: samples consumed from the stream, over all processes.
-        skipped: iterations of which a step was skipped for a non-finite loss or gradient.
-        replaced: unreadable images and missing captions that were replaced by another sample.
-        changed: fixed options that a resumed run has changed knowingly, as "--flag: before -> after".
+        seed: seed of the run.
+        step: number of finished iterations.
+        position: number of samples consumed from the stream, over all processes.
+        skipped: number of iterations in which a step was skipped because of a non-finite loss or gradient.
+        replaced: number of samples with an unreadable image or missing caption that were replaced by another sample.
+        changed: fixed options that were changed with `--allow_changed`, as "--flag: before -> after".
     """
 
     seed: int
@@ -36,7 +36,7 @@ class RunState:
     changed: list[str] = field(default_factory=list)
 
     def advance(self, loaded: list[dict[str, Any]], effective_batch_size: int) -> None:
-        """Count one iteration, whose micro-batches are `loaded`."""
+        """Count one iteration with the micro-batches `loaded`."""
         self.step += 1
         self.position += effective_batch_size
         self.replaced += sum(samples["replaced"] for samples in loaded)
@@ -45,13 +45,13 @@ class RunState:
 def pack_run(
     players: Players, state: RunState, arguments: Mapping[str, Any], accelerator: Accelerator
 ) -> tuple[Groups, dict[str, Any]]:
-    """Tensors in named groups, and the rest as JSON: what `save_checkpoint` takes.
+    """Collect the state of a run as tensors in named groups and JSON values, the arguments of `save_checkpoint`.
 
-    There are no random states, because every random number of an iteration is a function of the seed and of a sample's
-    position in the stream.
+    Random states are not needed, because every random number of an iteration is a function of the seed and of a
+    sample's position in the stream.
 
     Args:
-        arguments: flags and facts by name, as `training.options.resuming` compares them.
+        arguments: flags and facts by name, from `training.resume.run_arguments`.
     """
     trainable = players.trainable()
     tensors: Groups = {"student": {name: p.detach() for name, p in trainable.items()}}
@@ -69,7 +69,7 @@ def pack_run(
 
 
 def unpack_run(checkpoint: Checkpoint, players: Players, accelerator: Accelerator) -> RunState:
-    """Put a verified checkpoint of a run with the same options back into `players`, and return its counters."""
+    """Load a verified checkpoint of a run with the same options into `players`, and return its counters."""
     tensors, saved = checkpoint.tensors, checkpoint.state
     with torch.no_grad():
         for name, parameter in players.trainable().items():

@@ -259,7 +259,7 @@ def test_a_dry_run_names_rows_prints_commands_and_makes_nothing(tiny, tmp_path, 
     [
         (("--tiny_dir", "nowhere"), "--tiny_dir nowhere: no data/train/metadata.jsonl there"),
         (("--tiny_sdxl_dir", "nowhere"), "--tiny_sdxl_dir nowhere: no data/train"),
-        (("--base", "a"), "give --tiny_dir FOLDER"),
+        (("--base", "a"), "either --tiny_dir FOLDER"),
         (("--recipe", "nowhere.txt"), "--recipe nowhere.txt: "),
         (("--seeds", 0, 0), "--seeds [0, 0]"),
         (("--max_train_steps", 0), "--max_train_steps 0"),
@@ -283,7 +283,9 @@ def test_a_real_base_needs_its_own_recipe_and_prompts(tmp_path, monkeypatch, ext
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "message"), [("", "begins with"), ("--use_ema --output_dir x", "holds --output_dir")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "it starts with"), ("--use_ema --output_dir x", "remove --output_dir")]
+)
 def test_a_recipe_is_flags(tmp_path, text, message):
     path = tmp_path / "recipe.txt"
     path.write_text(f"# comment\n{text}\n")

@@ -123,7 +123,7 @@ def test_everybody_is_measured_alike(folders, monkeypatch, capsys):
     [
         (("--add_student", "nowhere"), "--add_student nowhere: no model_index.json there"),
         (("--tiny_dir", "nowhere"), "--tiny_dir nowhere: no data/train"),
-        (("--guidance_scale", 1), "--guidance_scale 1.0: guidance begins above 1"),
+        (("--guidance_scale", 1), "--guidance_scale 1.0: give a number above 1"),
         (("--num_samples", 1), "--num_samples 1"),
     ],
 )

@@ -191,7 +191,7 @@ def test_the_safety_checker_goes_only_when_asked(monkeypatch, keep):
     ("spec", "message"),
     [
         ({"model": "/no/such"}, r"--model /no/such: no model_index\.json"),
-        ({"model": "{adapter}"}, "holds an adapter alone; give its base as --model"),
+        ({"model": "{adapter}"}, "the folder only contains an adapter; give its base as --model"),
         ({"model": "a/b", "scheduler": "DDIM"}, "--scheduler DDIM: a class"),
         ({"model": "a/b", "scheduler": "NoSuchScheduler"}, "NoSuchScheduler: diffusers .* no such class"),
     ],

@@ -81,7 +81,7 @@ def test_what_cannot_be_had_is_named_with_its_files(tmp_path, load, flag, file):
 
 def test_inception_weights_are_tensors_or_refused(tmp_path):
     """A file that would run code when unpickled is refused before torch-fidelity sees it."""
-    with pytest.raises(EvaluationError, match=r"no such file; it is https://.*inception"):
+    with pytest.raises(EvaluationError, match=r"there is no such file; download https://.*inception"):
         InceptionEncoder(tmp_path / "absent.pth", "cpu")
     torch.save({"weights": Planted(tmp_path)}, tmp_path / "planted.pth")
     with pytest.raises(EvaluationError, match="not a file of tensors"):
@@ -101,7 +101,7 @@ class Planted:
 
 @pytest.mark.skipif(has_torch_fidelity, reason="torch-fidelity is installed")
 def test_without_torch_fidelity_the_message_says_what_to_do():
-    with pytest.raises(EvaluationError, match=r"pip install torch-fidelity.*--metrics without fid"):
+    with pytest.raises(EvaluationError, match=r"pip install torch-fidelity.*fid out of --metrics"):
         InceptionEncoder(None, "cpu")
 
 

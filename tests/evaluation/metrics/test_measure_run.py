@@ -64,7 +64,7 @@ def test_references_are_cut_to_the_middle_at_the_runs_size(tmp_path):
     (tmp_path / "b.jpg").write_bytes(b"nothing")
     with pytest.raises(EvaluationError, match=r"b\.jpg"):
         list(read_images(files, (16, 16)))
-    with pytest.raises(EvaluationError, match="holds 2 images"):
+    with pytest.raises(EvaluationError, match="there are 2 images"):
         find_images(tmp_path, 3)
 
 

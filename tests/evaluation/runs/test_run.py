@@ -90,7 +90,7 @@ def test_the_drawn_size_is_kept_and_guarded(tmp_path):
     again = Run.start(tmp_path, MANIFEST, ["a"])
     assert again.drawn_size == Run.open(tmp_path).drawn_size == (64, 32)
     again.record_drawn_size((64, 32))
-    with pytest.raises(EvaluationError, match="draws 32x32 pixels now, but the run began with 64x32"):
+    with pytest.raises(EvaluationError, match="now generates 32x32 pixels, but the run was started with 64x32"):
         again.record_drawn_size((32, 32))
 
 

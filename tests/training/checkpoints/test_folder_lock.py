@@ -41,7 +41,9 @@ def holder(tmp_path):
 
 def test_second_process_is_refused_until_the_first_is_killed(tmp_path, holder):
     """SIGKILL frees the folder at once, although the worker that was forked lives on."""
-    with pytest.raises(FolderInUse, match=r"--output_dir got '.*out': another process writes into this folder\. Wait"):
+    with pytest.raises(
+        FolderInUse, match=r"--output_dir got '.*out': another process is writing into this folder\. Wait"
+    ):
         lock_folder(tmp_path / "out", "--output_dir")
     holder.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 5
@@ -90,7 +92,7 @@ assert accelerator.num_processes == 2
 try:
     held = lock_folder_of_run(accelerator, sys.argv[1], "--output_dir")
 except UserError as error:
-    print(f"refused {accelerator.process_index} {type(error).status} {'another process writes' in str(error)}")
+    print(f"refused {accelerator.process_index} {type(error).status} {'another process is writing' in str(error)}")
 else:
     accelerator.wait_for_everyone()
     print(f"held {accelerator.process_index}")

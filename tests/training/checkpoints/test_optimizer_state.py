@@ -108,9 +108,9 @@ def test_mismatch_is_refused():
     optimizer = adamw(groups(net))
     train(net, optimizer, 1)
     tensors, description = optimizer_tensors(optimizer)
-    with pytest.raises(ValueError, match=r"groups of \[2, 2\] parameters, this one of \[4\]"):
+    with pytest.raises(ValueError, match=r"groups of \[2, 2\] parameters, this one has \[4\]"):
         load_optimizer_tensors(adamw(net.parameters()), tensors, description)
-    with pytest.raises(ValueError, match=r"parameter 0 of group 0 .*shape \[64, 8\], and is now \[64, 9\]"):
+    with pytest.raises(ValueError, match=r"parameter 0 of group 0 .*shape \[64, 8\], but is now \[64, 9\]"):
         load_optimizer_tensors(adamw(groups(network(9))), tensors, description)
     del tensors["2/exp_avg_sq"]
     with pytest.raises(ValueError, match="first 2/exp_avg_sq"):

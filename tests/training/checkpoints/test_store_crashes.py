@@ -146,7 +146,7 @@ def test_disk_full(tmp_path):
     def victim():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))
         with pytest.raises(
-            CheckpointError, match=r"cannot save .*checkpoint-2: .*File too large.*writable and has room"
+            CheckpointError, match=r"cannot save .*checkpoint-2: .*File too large.*writable and its disk has free space"
         ):
             save_checkpoint(tmp_path / "out", 2, {"student": {"weight": torch.zeros(1 << 16)}}, {})
         assert names(tmp_path / "out") == ["checkpoint-1"]

@@ -187,11 +187,14 @@ def no_images(path):
 
 
 MISTAKES = {
-    "empty folder": (lambda path: path.mkdir(), "there are no files in it"),
-    "no images": (no_images, "there are no images in it; put images there with a metadata.jsonl"),
-    "no captions": (no_captions, "its 6 images have no captions: there is neither a metadata.jsonl .* write one"),
+    "empty folder": (lambda path: path.mkdir(), "there are no files in the folder"),
+    "no images": (no_images, "there are no images in the folder; add images with a metadata.jsonl"),
+    "no captions": (no_captions, "the 6 images have no captions: there is neither a metadata.jsonl .* add one"),
     "another table": (other_table, r"have no captions: .*rename \S+captions.csv to metadata.csv"),
-    "only junk": (only_junk, r"metadata.jsonl line 1: not a line of JSON \(JSONDecodeError: .*nor can any other"),
+    "only junk": (
+        only_junk,
+        r"no line of the metadata can be read; .*metadata.jsonl line 1: not a line of JSON \(JSONDecodeError",
+    ),
     "only numbers": (
         numbers,
         "2 of 2 rows cannot be used; .*line 1: the caption in `text` is 1, not text.*--caption_co",

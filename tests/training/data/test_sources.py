@@ -68,7 +68,7 @@ def test_damaged_shard(tmp_path, streaming):
 
 def test_webdataset_without_shards(tmp_path):
     path = folder(tmp_path / "set", {"0.png": picture(0)})
-    with pytest.raises(DataError, match=r"--dataset_name webdataset --train_data_dir .*no \.tar files in it"):
+    with pytest.raises(DataError, match=r"--dataset_name webdataset --train_data_dir .*no \.tar files in the folder"):
         load(path, tmp_path, dataset_name="webdataset")
 
 
@@ -125,7 +125,9 @@ def test_mistakes_are_one_line(tmp_path, streaming):
 def test_a_column_without_images(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.csv").write_text("image,text\n3,x\n")
-    with pytest.raises(DataError, match=r"--image_column image: .*set has no images in it \(.*; pass another column"):
+    with pytest.raises(
+        DataError, match=r"--image_column image: .*set has no images in this column \(.*; pass another column"
+    ):
         load_image_text_dataset(dataset_name=str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
 
 

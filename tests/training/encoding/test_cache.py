@@ -107,7 +107,7 @@ def test_stale_cache_is_refused_before_anything_is_loaded(world, tmp_path, extra
     AcceleratorState._reset_state(reset_partial_state=True)  # another precision needs it
     for part in ("load_unet", "load_vae", "load_text_encoders"):
         monkeypatch.setattr(StableDiffusion, part, lambda *a: pytest.fail("weights were loaded"))
-    with pytest.raises(OptionError, match=f"--cache_dir_latents got .*{what}.*Name another folder"):
+    with pytest.raises(OptionError, match=f"--cache_dir_latents got .*{what}.*Give another folder"):
         prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"), *extra)
 
 
@@ -168,7 +168,7 @@ def test_unfinished_cache_of_something_else_is_refused(world, tmp_path, monkeypa
     with pytest.raises(OptionError, match="resolution: 64 -> 32"):
         prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     part.write_text(text[:40])
-    with pytest.raises(OptionError, match=r"not empty and holds no cache \(captions.*nothing in it was changed"):
+    with pytest.raises(OptionError, match=r"not empty and not a cache \(captions.*nothing in it was changed"):
         prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
     assert array.read_bytes() == b"old"
 
@@ -188,10 +188,10 @@ def test_folder_of_something_else_is_refused_and_left_alone(world, tmp_path, fin
     if fingerprint:
         (folder / fingerprint).write_text('{"whose": "mine"}')
     before = content(folder)
-    with pytest.raises(OptionError, match=r"--cache_dir_latents got '.*mydata', which is not empty and holds no cache"):
+    with pytest.raises(OptionError, match=r"--cache_dir_latents got '.*mydata', which is not empty and not a cache"):
         prepare_run(world, tmp_path / "out", *cached(folder))
     assert content(folder) == before
-    with pytest.raises(OptionError, match="this is a file; name a folder"):
+    with pytest.raises(OptionError, match="this is a file; give a folder"):
         cache_writer.check_cache_folder(folder / "images" / "1.npy")
 
 
@@ -211,7 +211,7 @@ def test_cache_that_another_run_is_making_is_refused(world, tmp_path):
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     try:
         other.stdout.readline()
-        with pytest.raises(FolderInUse, match=r"--cache_dir_latents got .*another process writes into this folder"):
+        with pytest.raises(FolderInUse, match=r"--cache_dir_latents got .*another process is writing into this folder"):
             prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))
         assert [path.name for path in (tmp_path / "cache").iterdir()] == [LOCK]
         other.communicate()
@@ -231,7 +231,7 @@ def test_damage_is_noticed(world, tmp_path, monkeypatch, is_small):
     file = tmp_path / "cache/images/mean.npy"
     whole = file.read_bytes()
     file.write_bytes(whole[:128] + bytes(64) + whole[192:])  # in row 0
-    damaged = pytest.raises(CacheError, match=r"mean\.npy is damaged: row 0 is not what was written\. Remove")
+    damaged = pytest.raises(CacheError, match=r"mean\.npy is damaged: row 0 does not match its checksum\. Remove")
     if is_small:
         with damaged:
             prepare_run(world, tmp_path / "out", *cached(tmp_path / "cache"))

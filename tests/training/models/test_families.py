@@ -94,7 +94,7 @@ def test_one_repo_is_one_family(world):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("{xl}",), "--pretrained_teacher_model got .* StableDiffusionXLPipeline.*use train_add_sdxl.py, or name"),
+        (("{xl}",), "--pretrained_teacher_model got .* StableDiffusionXLPipeline.*use train_add_sdxl.py, or give"),
         (("{sd}", "--pretrained_student_model", "{xl}"), "--pretrained_student_model got .*use train_add_sdxl.py"),
         (("{sd}/unet",), "no file named model_index.json.*give the Hub id or folder of a diffusers pipeline"),
         (("nobody/nothing",), "--pretrained_teacher_model got 'nobody/nothing'"),
@@ -110,5 +110,5 @@ def test_pipeline_that_is_neither_family_is_refused(world, tmp_path):
     import json
 
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(OptionError, match="holds a FluxPipeline, but only StableDiffusionPipeline and StableDiff"):
+    with pytest.raises(OptionError, match="it is a FluxPipeline, but only StableDiffusionPipeline and StableDiff"):
         open_families(arguments(tmp_path), StableDiffusion)

@@ -230,4 +230,4 @@ def test_folder_that_holds_a_whole_model_is_refused(world, capsys):
     """Or the old student would be published beside the new adapter."""
     with pytest.raises(SystemExit):
         train_add.main(tiny_world.flags(world, world / "teacher", *LORA))
-    assert "it holds a whole model" in capsys.readouterr().err
+    assert "the folder contains a full model" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_missing_weights_of_a_family_are_refused(teacher, part, lost, load):
     assert message.startswith(f"--pretrained_student_model got {str(teacher)!r}: {teacher / part}")
     assert ".safetensors lacks the weights " in message
     assert lost.strip(".") in message
-    assert "download the repository again" in message
+    assert "download the repo again" in message
 
 
 def test_missing_weights_end_the_script_with_one_line(world, teacher, tmp_path, capsys):

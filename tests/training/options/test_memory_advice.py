@@ -159,4 +159,4 @@ def test_advice_names_flags_that_exist_and_ends():
     options_of(*teacher, *" ".join(flags).replace("DIR", "d").split())
     used = "--gradient_checkpointing --use_8bit_adam --train_batch_size 1 --cache_dir_latents d --use_lora"
     more = "--decode_crop_size 224 --distillation_space latent --teacher_precision 4bit"
-    assert "every flag that saves memory is in use" in advice(options_of(*teacher, *used.split(), *more.split()))
+    assert "All memory-saving flags are already in use" in advice(options_of(*teacher, *used.split(), *more.split()))

@@ -47,8 +47,8 @@ validation_prompts: ["a cat, asleep", a dog]
     ("text", "message"),
     [
         ("resolutoin: 64", "there is no flag 'resolutoin'; did you mean resolution?"),
-        ("use_lora: yes please", "use_lora is true or false, not 'yes please'"),
-        ("- a\n- b", "it must hold `name: value` lines"),
+        ("use_lora: yes please", "use_lora must be true or false, not 'yes please'"),
+        ("- a\n- b", "the file must contain `name: value` lines"),
         ("a: [", "--config got"),
         ("config: other.yaml", "there is no flag 'config'"),
     ],

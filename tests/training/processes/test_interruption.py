@@ -92,7 +92,7 @@ def test_status_and_line():
     """128 + 2, as shells have it for Ctrl-C, and one line that says how to go on."""
     error = Interrupted(signal.SIGINT, 7)
     assert error.status == 130
-    assert str(error) == "SIGINT: saved checkpoint-7; go on with --resume_from_checkpoint latest"
+    assert str(error) == "SIGINT: saved checkpoint-7; resume with --resume_from_checkpoint latest"
 
 
 def test_ctrl_c_leaves_data_workers_alone():

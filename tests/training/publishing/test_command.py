@@ -64,7 +64,7 @@ def test_dry_run(student, no_network, capsys):
     [
         ('{"figures": [{"steps": 1}]}', "KeyError: 'command'"),
         ("{", "JSONDecodeError"),
-        ('{"command": "x", "figures": []}', "there must be a row"),
+        ('{"command": "x", "figures": []}', "there must be at least one row"),
         ('{"command": "x", "figures": [{"FID": {"value": 3}}]}', "'FID' must be a number or text"),
         (None, "FileNotFoundError"),
     ],
@@ -91,8 +91,8 @@ def test_repo_id_is_checked_without_a_network(student, no_network, capsys):
 def test_damaged_student_is_refused(student, no_network, capsys):
     file = student / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    assert "damaged or cut short" in refused(capsys, student, "--repo_id", "me/fox")
-    assert "damaged or cut short" in refused(capsys, student, "--repo_id", "me/fox", "--dry_run")
+    assert "damaged or truncated" in refused(capsys, student, "--repo_id", "me/fox")
+    assert "damaged or truncated" in refused(capsys, student, "--repo_id", "me/fox", "--dry_run")
 
 
 def test_comparison_goes_into_the_card_and_leaves_with_the_student(student, tmp_path):

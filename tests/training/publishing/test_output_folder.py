@@ -27,7 +27,7 @@ def test_folder_that_the_run_reads(tmp_path, flag, place, how):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "a")
     for read in (tmp_path / "a" / "b", tmp_path / "link" / "b"):
-        with pytest.raises(OptionError, match=rf"--output_dir got .*: {flag} '.*/b' .*{how}.*Name another folder"):
+        with pytest.raises(OptionError, match=rf"--output_dir got .*: {flag} '.*/b' .*{how}.*Give another folder"):
             check_output_folder(tmp_path / place, read={flag: str(read)})
     check_output_folder(tmp_path / "a" / "bb", read={flag: str(tmp_path / "a" / "b")})
 
@@ -65,14 +65,14 @@ def test_weights_alone_are_a_model(tmp_path, name):
 
 def test_used_folder_is_refused_unless_it_is_resumed(tmp_path):
     """By a checkpoint, or by a student. The message names the two ways on."""
-    match = r"an earlier run has left checkpoint-5 there\. Go on with it by --resume_from_checkpoint latest, or name"
+    match = r"contains checkpoint-5 from an earlier run\. Resume that run with --resume_from_checkpoint latest, or give"
     save(tmp_path / "out", 5)
     with pytest.raises(OptionError, match=match):
         check_output_folder(tmp_path / "out")
     for resume_from in ("latest", "checkpoint-5", str(tmp_path / "out" / "checkpoint-5")):
         check_output_folder(tmp_path / "out", resume_from)
     other = save(tmp_path / "other", 7)
-    with pytest.raises(OptionError, match="is another run's"):
+    with pytest.raises(OptionError, match="belongs to another run"):
         check_output_folder(tmp_path / "out", str(other))
     check_output_folder(tmp_path / "new", str(other))
     (tmp_path / "student").mkdir()

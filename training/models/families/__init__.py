@@ -1,4 +1,4 @@
-"""The model families that can be distilled or teach."""
+"""Model families of students and teachers."""
 
 from diffusers import DiffusionPipeline
 
@@ -15,16 +15,16 @@ FAMILY_OF_PIPELINE = {family.stock_class: family for family in (StableDiffusion,
 
 
 def open_families(options: Options, expected: type[Family]) -> tuple[Family, Family]:
-    """Student's and teacher's family. Loads no weights.
+    """Open the repos of student and teacher without loading weights.
 
-    They are one object where the student is made of the teacher's repo, and where `--distillation_weight 0` needs no
-    teacher.
+    Both are the same object if the student starts from the teacher's repo, or if there is no teacher because of
+    `--distillation_weight 0`.
 
     Args:
-        expected: of the student.
+        expected: model family of the student.
 
     Raises:
-        OptionError: a repo holds another kind of model, or none.
+        OptionError: a repo does not exist or contains another kind of model.
     """
     models, separate = options.models, options.models.pretrained_student_model is not None
     of_teacher = ("pretrained_teacher_model", models.pretrained_teacher_model, models.revision, models.variant)
@@ -35,9 +35,9 @@ def open_families(options: Options, expected: type[Family]) -> tuple[Family, Fam
     student = _open(*of_student, models.cache_dir, *own_vae)
     if not isinstance(student, expected):
         raise OptionError(
-            f"--{flag} got {student.name!r}: it holds a {student.stock_class}, and this script trains a "
+            f"--{flag} got {student.name!r}: it is a {student.stock_class}, but this script trains a "
             f"{expected.stock_class}; use {student.script}"
-            + ("" if separate else ", or name the student with --pretrained_student_model")
+            + ("" if separate else ", or give the student with --pretrained_student_model")
         )
     if not separate or options.method.distillation_weight == 0:
         return student, student
@@ -54,11 +54,11 @@ def _open(
     vae_name: str | None,
     vae_revision: str | None,
 ) -> Family:
-    """The family of the repo `name`, by the pipeline class that its model_index.json names."""
+    """Open the repo `name` with the family of the pipeline class in its model_index.json."""
     with loading(flag, name, "a diffusers pipeline, with its model_index.json"):
         found = DiffusionPipeline.load_config(name, revision=revision, cache_dir=cache_dir)["_class_name"]
     if found not in FAMILY_OF_PIPELINE:
         raise OptionError(
-            f"--{flag} got {name!r}: it holds a {found}, but only {' and '.join(FAMILY_OF_PIPELINE)} can be used"
+            f"--{flag} got {name!r}: it is a {found}, but only {' and '.join(FAMILY_OF_PIPELINE)} are supported"
         )
     return FAMILY_OF_PIPELINE[found](name, revision, variant, cache_dir, vae_name, vae_revision, flag)

@@ -1,4 +1,4 @@
-"""What Stable Diffusion and SDXL repositories have in common: where their parts are and how they are loaded."""
+"""Base class of the model families: loads the components of a text-to-image repo in diffusers' layout."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -16,19 +16,19 @@ from training.models.sources import loading
 
 
 class Family:
-    """A text-to-image repo in diffusers' layout. Reads the scheduler's config at once, and weights part by part.
+    """A text-to-image repo in diffusers' layout. Configs are read at once, weights are loaded by separate methods.
 
-    The parts are loaded separately, because a run does not always need all of them: with cached captions, for
-    instance, the text encoders leave the device. Everything that is loaded is frozen and in eval mode.
+    The components are loaded separately because a run does not always need all of them on the device; with cached
+    captions, for example, the text encoders are moved to the CPU. All loaded networks are frozen and in eval mode.
 
     Attributes:
-        scheduler: for its betas and prediction type only.
-        vae, unet: after `load_vae` and `load_unet`.
+        scheduler: scheduler of the repo; only its betas and prediction type are used.
+        vae: autoencoder, after `load_vae`.
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
-    stock_class: ClassVar[str]  # of model_index.json
-    script: ClassVar[str]  # that trains students of this family
+    stock_class: ClassVar[str]  # pipeline class in model_index.json
+    script: ClassVar[str]  # training script for students of this family
     text_encoders: ClassVar[dict[str, type[PreTrainedModel]]]  # subfolder: class
     tokenizers: ClassVar[tuple[str, ...]]
 
@@ -47,11 +47,11 @@ class Family:
         Args:
             name: Hub id or folder.
             revision: branch, tag or commit of the Hub repo `name`.
-            variant: of its weight files, such as fp16.
-            cache_dir: where downloads are kept.
-            vae_name: Hub id or folder of an autoencoder that is used in place of the repo's own.
+            variant: variant of the weight files, such as fp16.
+            cache_dir: folder for downloads.
+            vae_name: Hub id or folder of an autoencoder that replaces the repo's own.
             vae_revision: branch, tag or commit of `vae_name`.
-            flag: that `name` was given by, for errors.
+            flag: flag that `name` was given by, for error messages.
 
         Raises:
             OptionError: a config cannot be read.
@@ -67,12 +67,12 @@ class Family:
             self.vae_config = AutoencoderKL.load_config(**self._vae_source())
 
     def unloaded(self) -> "Family":
-        """The same repo without its weights."""
+        """A new object for the same repo, without weights."""
         return type(self)(*self.source)
 
     @property
     def scaling_factor(self) -> float:
-        """Of the latents. Known before any weight is loaded; where it differs, so do the latent spaces."""
+        """Scaling factor of the latents, known before weights are loaded. If it differs, the latent spaces differ."""
         return self.vae_config.get("scaling_factor", 0.18215)
 
     def _loading(self) -> AbstractContextManager:
@@ -84,7 +84,7 @@ class Family:
         return loading("pretrained_vae_model_name_or_path", self.vae_name, "an AutoencoderKL")
 
     def _vae_source(self) -> dict:
-        """Where the autoencoder is: the repo's subfolder, or a repo that is nothing but an autoencoder."""
+        """Arguments to load the autoencoder, from a subfolder of the repo or from a repo of its own."""
         if self.vae_name is None:
             return {"pretrained_model_name_or_path": self.name, "subfolder": "vae", **self.where}
         where = {"revision": self.vae_revision, "cache_dir": self.where["cache_dir"]}
@@ -97,10 +97,10 @@ class Family:
         return name, source.get("subfolder", ""), source.get("revision"), cache_dir
 
     def load_text_encoders(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Tokenizers and text encoders, as the attributes that the pipeline's components are named by.
+        """Load tokenizers and text encoders as attributes that are named like the pipeline's components.
 
         Raises:
-            OptionError: one of them cannot be loaded, or lacks weights.
+            OptionError: one of them cannot be loaded or lacks weights.
         """
         with self._loading():
             for part in self.tokenizers:
@@ -111,15 +111,15 @@ class Family:
                 setattr(self, part, load_frozen(kind, self.name, dtype=dtype, **where).to(device))
 
     def move_text_encoders(self, device: torch.device) -> None:
-        """Move the text encoders: to the CPU while captions are read from the cache, and back to validate."""
+        """Move the text encoders. They are on the CPU while embeddings come from the cache, except for validation."""
         for part in self.text_encoders:
             getattr(self, part).to(device)
 
     def load_vae(self, dtype: torch.dtype, device: torch.device) -> None:
-        """The autoencoder.
+        """Load the autoencoder.
 
         Raises:
-            OptionError: it cannot be loaded, or lacks weights.
+            OptionError: it cannot be loaded or lacks weights.
         """
         source = self._vae_source()
         name = source.pop("pretrained_model_name_or_path")
@@ -129,14 +129,14 @@ class Family:
         self.vae = vae.to(device)
 
     def vae_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-        """The precision the autoencoder is run in where the run asks for `dtype`."""
+        """The dtype that the autoencoder runs in if the run uses `dtype`."""
         return dtype
 
     def load_unet(self, dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
-        """The UNet, frozen; the caller decides whether it trains.
+        """Load the UNet, frozen.
 
         Raises:
-            OptionError: it cannot be loaded, or lacks weights.
+            OptionError: it cannot be loaded or lacks weights.
         """
         where = {"subfolder": "unet", "variant": self.variant, **self.where}
         with self._loading():
@@ -144,7 +144,7 @@ class Family:
         return unet.to(device)
 
     def tokenize(self, tokenizer: CLIPTokenizer, captions: Sequence[str], device: torch.device) -> Tensor:
-        """`(B, L)` ids, padded and cut to the tokenizer's length as the stock pipelines do."""
+        """Token ids `(B, L)`, padded and truncated to the tokenizer's length as in the stock pipelines."""
         return tokenizer(
             list(captions),
             padding="max_length",
@@ -154,27 +154,26 @@ class Family:
         ).input_ids.to(device)
 
     def embed(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """What the text encoders make of B captions, batch first, float32. A function of the captions alone, which
-        is why it can be cached."""
+        """Embeddings of B captions in float32, batch first. They only depend on the captions, so they can be cached."""
         raise NotImplementedError
 
     def condition(self, embedded: dict[str, Tensor], sizes: dict[str, Tensor]) -> Condition:
-        """The UNet's keyword arguments for embedded captions and each image's original size and crop.
+        """Keyword arguments of the UNet for embedded captions and the original size and crop of each image.
 
         Args:
-            embedded: of `embed`.
+            embedded: result of `embed`.
             sizes: `original_size`, `crop_top_left` and `target_size`, each `(B, 2)`, (y, x) in pixels.
         """
         raise NotImplementedError
 
     def components(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> dict[str, Any]:
-        """The arguments of the family's pipelines around `unet`. Networks are shared, not copied."""
+        """Arguments of the family's pipelines with `unet`. Networks are shared, not copied."""
         raise NotImplementedError
 
     def pipeline(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> DiffusionPipeline:
-        """The few-step pipeline around `unet`, for a student."""
+        """Make the few-step pipeline with `unet`, for a student."""
         return self.pipeline_class(**self.components(unet, scheduler))
 
     def stock_pipeline(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> DiffusionPipeline:
-        """The stock pipeline around `unet`, for a teacher."""
+        """Make the stock pipeline with `unet`, for a teacher."""
         return getattr(diffusers, self.stock_class)(**self.components(unet, scheduler))

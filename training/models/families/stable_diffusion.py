@@ -29,11 +29,11 @@ class StableDiffusion(Family):
         return {"encoder_hidden_states": self.text_encoder(ids)[0].float()}
 
     def condition(self, embedded: dict[str, Tensor], sizes: dict[str, Tensor]) -> Condition:
-        """Stable Diffusion knows nothing of `sizes`."""
+        """See `Family`; Stable Diffusion does not use `sizes`."""
         return dict(embedded)
 
     def components(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> dict[str, Any]:
-        """See `Family`; without a safety checker: what it would look for is not in a student's repo."""
+        """See `Family`; there is no safety checker, because a student's repo does not contain one."""
         return {
             "vae": self.vae,
             "text_encoder": self.text_encoder,

@@ -1,4 +1,4 @@
-"""SDXL: two text encoders, a pooled caption, size and crop conditioning, and an autoencoder that fp16 overflows."""
+"""SDXL: two text encoders, pooled embeddings, size and crop conditioning, and an autoencoder that overflows in fp16."""
 
 import logging
 from collections.abc import Sequence
@@ -26,17 +26,17 @@ class StableDiffusionXL(Family):
     tokenizers = ("tokenizer", "tokenizer_2")
 
     def vae_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
-        """`dtype`, unless that is fp16 and the autoencoder's config says that its activations overflow there.
+        """`dtype`, or bf16 or fp32 if `dtype` is fp16 and the autoencoder overflows in fp16 according to its config.
 
-        The stock SDXL autoencoder does (`force_upcast`), the repaired "fp16-fix" does not.
+        The stock SDXL autoencoder overflows (`force_upcast`); the "fp16-fix" version does not.
         """
         if dtype != torch.float16 or not self.vae_config.get("force_upcast", True):
             return dtype
-        # bf16 has the range of fp32 at half its memory, but not every GPU has bf16.
+        # bf16 has the range of fp32 and takes half the memory, but not every GPU supports it.
         has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
         safe = torch.bfloat16 if has_bf16 else torch.float32
         logger.info(
-            "The autoencoder of %s overflows in fp16 (force_upcast in its config): it runs in %s",
+            "The autoencoder of %s overflows in fp16 (force_upcast in its config) and is run in %s",
             self.vae_name or self.name,
             str(safe).removeprefix("torch."),
         )
@@ -44,8 +44,8 @@ class StableDiffusionXL(Family):
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """`encoder_hidden_states (B, L, D1 + D2)`, the penultimate layers side by side, and pooled `text_embeds`
-        `(B, P)` of the second encoder. An empty caption is all zeros where the repo says so, as in its training."""
+        """`encoder_hidden_states (B, L, D1 + D2)`, the concatenated penultimate layers, and pooled `text_embeds (B, P)`
+        of the second encoder. Empty captions give zeros if `force_zeros_for_empty_prompt` is set in the repo."""
         hidden = []
         for tokenizer, encoder in ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)):
             output = encoder(self.tokenize(tokenizer, captions, encoder.device), output_hidden_states=True)
@@ -60,7 +60,7 @@ class StableDiffusionXL(Family):
         return embedded
 
     def condition(self, embedded: dict[str, Tensor], sizes: dict[str, Tensor]) -> Condition:
-        """Adds `time_ids (B, 6)`: original size, crop corner and target size."""
+        """See `Family`; adds `time_ids (B, 6)`: original size, crop corner and target size."""
         hidden, pooled = embedded["encoder_hidden_states"], embedded["text_embeds"]
         time_ids = torch.cat([sizes[name] for name in ("original_size", "crop_top_left", "target_size")], dim=1)
         added = {"text_embeds": pooled, "time_ids": time_ids.float()}

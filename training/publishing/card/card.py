@@ -1,7 +1,7 @@
-"""The model card, made from what a run leaves in its output folder, so that it can be made again when it is published.
+"""The model card. It is made from the files in the output folder, so it can be updated when the student is published.
 
-`add_run.json` says where the student came from; the rest is read from the published files themselves. The last line of
-a card is a seal, a hash of the text above it: a card whose seal does not fit has been edited by someone, and is theirs.
+`add_run.json` describes the run; everything else is read from the published files. The last line of a card is a hash of
+the text above it. If the hash does not match, a user has edited the card, and it is not overwritten.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from training.publishing.folder.layout import CARD, INDEX, LORA, MAIN, RUN_FILE,
 logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).parent / "template.md"
-# Earlier versions wrote training/card.py and training/publishing/card.py.
+# In cards of earlier versions, the path is training/card.py or training/publishing/card.py.
 _SEAL = re.compile(
     r"<!-- written by training/(?:publishing/)?(?:card/)?card\.py; sha256 of the text above: ([0-9a-f]{64}) -->\s*\Z"
 )
@@ -36,7 +36,7 @@ _SEAL = re.compile(
 def record_run(
     options: Options, folder: str | Path, facts: Mapping[str, Any], pipeline_class: str, base_model: str
 ) -> None:
-    """Write `add_run.json`: what the published files do not say themselves. No token, no path of this machine."""
+    """Write `add_run.json` with the facts that are not in the published files, without tokens and local paths."""
     is_local = os.path.isdir(base_model)
     run = {
         "base_model": Path(base_model).name if is_local else base_model,
@@ -60,10 +60,10 @@ def write_card(
     """Record the run in `folder`, copy its newest validation grid to `samples.png`, and write `README.md`.
 
     Args:
-        options: of the run.
-        folder: holds the published layout already.
-        facts: what the card lists under "Training", by name; such as {"iterations": 20000, "effective batch": 64}.
-        pipeline_class: name of the stock class, such as StableDiffusionPipeline.
+        options: options of the run.
+        folder: folder that already contains the published layout.
+        facts: facts for the section "Training" of the card, such as {"iterations": 20000, "effective batch": 64}.
+        pipeline_class: name of the pipeline class, such as StableDiffusionPipeline.
         base_model: Hub id or folder of the model the student started from; `--pretrained_teacher_model` if not given.
     """
     record_run(options, folder, facts, pipeline_class, base_model or options.models.pretrained_teacher_model)
@@ -74,9 +74,9 @@ def write_card(
 
 
 def refresh_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> Path:
-    """Write the card again, its snippets naming `repo_id` and `branch`, unless someone has edited it.
+    """Update the card for `repo_id` and `branch`, unless a user has edited it.
 
-    Returns its path. Nothing lies there where training has left no `add_run.json` to make a card from.
+    Returns the path of the card. If there is no `add_run.json`, no card is written.
     """
     path = Path(folder, CARD)
     if is_edited(path):
@@ -85,22 +85,26 @@ def refresh_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> Path:
         replace_text(path, make_card(folder, repo_id, branch))
     elif not path.is_file():
         logger.warning(
-            "%s lacks %s, which training leaves there: no card can be made. Write %s", folder, RUN_FILE, path
+            "No card can be made, because %s has no %s from training. Write %s yourself", folder, RUN_FILE, path
         )
     return path
 
 
 def set_license(folder: str | Path, name: str) -> None:
-    """Say in `add_run.json` that the student's licence is `name`, a Hub identifier such as openrail++."""
+    """Set the student's licence in `add_run.json` to `name`, a Hub identifier such as openrail++.
+
+    Raises:
+        PublishError: the folder has no `add_run.json`.
+    """
     path = Path(folder, RUN_FILE)
     if not path.is_file():
-        raise PublishError(f"--license got {name!r}: {folder} lacks {RUN_FILE}; write it into {CARD} yourself")
+        raise PublishError(f"--license got {name!r}: {folder} has no {RUN_FILE}; add the licence to {CARD} yourself")
     run = _read_run(folder) | {"license": {"license": name}}
     replace_text(path, json.dumps(run, indent=2) + "\n")
 
 
 def make_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> str:
-    """The sealed text of the card."""
+    """Make the text of the card, including the hash in its last line."""
     folder = Path(folder)
     run = _read_run(folder)
     name, prompts = run["base_model"], run["arguments"].get("validation_prompts") or []
@@ -136,12 +140,12 @@ def make_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> str:
 
 
 def is_edited(path: Path) -> bool:
-    """Whether there is a card at `path` that is not just as this module wrote it."""
+    """Whether there is a card at `path` that was changed since this module wrote it."""
     return path.is_file() and not is_untouched(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def is_untouched(text: str) -> bool:
-    """Whether `text` is a card just as this module wrote it."""
+    """Whether `text` is a card that was not changed since this module wrote it."""
     text = text.replace("\r\n", "\n")
     seal = _SEAL.search(text)
     return seal is not None and seal[1] == _digest(text[: seal.start()])
@@ -152,7 +156,7 @@ def _digest(text: str) -> str:
 
 
 def _card_data(folder: Path, run: dict, prompts: list[str]) -> ModelCardData:
-    """The metadata at the head of the card."""
+    """The metadata at the top of the card."""
     lora = (folder / LORA).is_file()
     family = "stable-diffusion-xl" if "XL" in run["pipeline_class"] else "stable-diffusion"
     dataset = run["arguments"].get("dataset_name")
@@ -183,14 +187,14 @@ def _read_run(folder: str | Path) -> dict[str, Any]:
 def _license_note(base: str, license_: str | None) -> str:
     if license_ is None:
         return (
-            f"The licence of {base}, from which this model was distilled, carries over to it. It could not be read "
-            "when this card was written: look it up before you use this model."
+            f"This model inherits the licence of {base}, from which it was distilled. That licence could not be read "
+            "when this card was written; look it up before you use this model."
         )
-    return f"It is that of {base}, from which this model was distilled: its terms and use restrictions carry over."
+    return f"This model inherits the licence, terms and use restrictions of {base}, from which it was distilled."
 
 
 def _public_arguments(options: Options) -> dict[str, Any]:
-    """The flags that have a value and concern a reader; of a path its last part."""
+    """The public flags that have a value. Of paths, only the last part is kept."""
 
     def public(value: Any) -> Any:
         if isinstance(value, list | tuple):

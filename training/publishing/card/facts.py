@@ -1,4 +1,4 @@
-"""What a card says of sampling and of measurements, read from the student's folder."""
+"""Facts about sampling and measured figures for the model card, read from the student's folder."""
 
 import json
 from pathlib import Path
@@ -16,11 +16,11 @@ FORM = '{"command": "python -m ...", "figures": [{"steps": 1, "FID": 20.6}]}'
 
 
 def describe_sampling(folder: Path) -> dict[str, Any]:
-    """What the card's snippets need to know of the student's timesteps and noise schedule.
+    """Facts about the student's timesteps and noise schedule for the code examples of the card.
 
     Returns:
-        "steps", such as "1 to 4 steps"; "two_steps", the timesteps that two steps visit, descending, None for a student
-        that knows only one; "precision", why float16 is used.
+        "steps", such as "1 to 4 steps"; "two_steps", the timesteps that two steps visit, descending, or None for a
+        student with only one timestep; "precision", the reason for float16.
     """
     config = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
     known = config.get("_student_timesteps", DEFAULT_STUDENT_TIMESTEPS)
@@ -32,46 +32,46 @@ def describe_sampling(folder: Path) -> dict[str, Any]:
 
 
 def _precision(config: dict[str, Any]) -> str:
-    """Why float16: x0 = (x - sigma * eps) / alpha multiplies the rounding of eps by sigma / alpha."""
+    """The reason for float16: x0 = (x - sigma * eps) / alpha multiplies the rounding error of eps by sigma / alpha."""
     text = "Use float16, which rounds eight times finer than bfloat16."
     if config.get("prediction_type", "epsilon") == "epsilon":
         remaining = float(DDPMScheduler.from_config(config).alphas_cumprod[-1])
         if remaining > 0:
             factor = ((1 - remaining) / remaining) ** 0.5
             text += (
-                " This student predicts the noise, and at the last timestep, where each image starts, the rounding of "
-                f"its prediction is multiplied by {factor:.1f} (sigma / alpha): in bfloat16 that can be seen."
+                " This student predicts the noise. At the last timestep, where sampling starts, the rounding error of "
+                f"its prediction is multiplied by {factor:.1f} (sigma / alpha), which is visible in bfloat16."
             )
     return text
 
 
 def read_measured(path: Path, before: str = "") -> tuple[str, list[dict[str, Any]]]:
-    """The command and the rows of a file of figures.
+    """Read the command and the rows of a file of figures.
 
     Args:
         path: `comparison.json` of `python -m evaluation compare`, or a file of the form `FORM`; other keys are ignored.
-        before: begins the message of an error, such as "--measured got ".
+        before: beginning of the error message, such as "--measured got ".
 
     Raises:
-        PublishError: the file is not there, or of another form.
+        PublishError: the file does not exist or has another form.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         command, rows = content["command"], [dict(row) for row in content["figures"]]
         if not isinstance(command, str) or not rows:
-            raise ValueError("the command must be text, and there must be a row")
+            raise ValueError("the command must be text, and there must be at least one row")
         if strange := [key for row in rows for key, value in row.items() if isinstance(value, dict | list)]:
             raise ValueError(f"{strange[0]!r} must be a number or text")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PublishError(
-            f"{before}{path} cannot be read ({type(error).__name__}: {error}). It holds the command and a list of "
-            f"rows: {FORM}"
+            f"{before}{path} cannot be read ({type(error).__name__}: {error}). It must contain the command and a list "
+            f"of rows: {FORM}"
         ) from error
     return command, rows
 
 
 def measured_table(folder: Path) -> tuple[str, str]:
-    """The Markdown table of `measured.json` and the command that gave it; empty where nothing was measured."""
+    """The Markdown table of `measured.json` and the command that produced it; both empty if there is no such file."""
     if not (folder / MEASURED_FILE).is_file():
         return "", ""
     command, rows = read_measured(folder / MEASURED_FILE)
@@ -82,7 +82,7 @@ def measured_table(folder: Path) -> tuple[str, str]:
 
 
 def add_measured(folder: Path, path: Path) -> None:
-    """Copy a file of figures, read once and found good, to the student's `measured.json`. Goes with the student.
+    """Check a file of figures and write it to the student's `measured.json`.
 
     Raises:
         PublishError: see `read_measured`; or the folder was not written by training.

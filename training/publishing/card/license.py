@@ -1,7 +1,7 @@
-"""The licence of a student: that of the model it was distilled from.
+"""The licence of a student, which it inherits from the model that it was distilled from.
 
-The licences of Stable Diffusion carry over to what is derived from it (CreativeML Open RAIL-M, section II.4, and
-Open RAIL++-M alike), so the card of a student repeats its base's.
+The licences of Stable Diffusion (CreativeML Open RAIL-M, section II.4, and likewise Open RAIL++-M) also apply to
+derived models, so the card of a student repeats the licence of its base.
 """
 
 import logging
@@ -14,7 +14,7 @@ from training.publishing.hub.token import clean_token, redact
 logger = logging.getLogger(__name__)
 
 LICENSE_KEYS = ("license", "license_name", "license_link")
-# For bases whose own card cannot be read, offline for instance.
+# For base models whose card cannot be read, for example offline.
 KNOWN_LICENSES = {
     "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
     "runwayml/stable-diffusion-v1-5": "creativeml-openrail-m",
@@ -28,17 +28,17 @@ KNOWN_LICENSES = {
 
 
 def inherited_license(base: str, token: str | None = None) -> dict[str, str]:
-    """What the card of `base`, a Hub id or a folder, says of its licence: some of `LICENSE_KEYS`, or nothing.
+    """The licence of `base`, a Hub id or folder, as values for some of `LICENSE_KEYS`; empty if unknown.
 
-    The base's own card is asked first, then the table of known bases.
+    It is read from the card of the base, or else from the table of known base models.
     """
     folder = Path(base)
     if folder.is_dir() and not (folder / "README.md").is_file():
-        return {}  # as most local models: nothing to report
+        return {}  # like most local models
     card = folder / "README.md" if folder.is_dir() else base
     try:
         data = ModelCard.load(card, token=clean_token(token), ignore_metadata_errors=True).data
-    except Exception as error:  # no network, no card, a damaged one: a run must not end for want of a card's line
+    except Exception as error:  # no network, no card or a damaged one, which must not end the run
         logger.info("The card of %s cannot be read: %s", base, redact(str(error), token))
         return {"license": KNOWN_LICENSES[base]} if base in KNOWN_LICENSES else {}
     return {key: getattr(data, key) for key in LICENSE_KEYS if isinstance(getattr(data, key), str)}

@@ -1,8 +1,8 @@
-"""What is published of a run's output folder: an allow-list, so that nothing else can slip in.
+"""The published layout: an allow-list of the files in an output folder that are published.
 
-The layout is a stock diffusers repo (`model_index.json` and a folder a component), `pipeline.py`, the LoRA file where
-there is one, the model card and the sample grid. Checkpoints, optimizer state, logs and validation images lie beside
-them and stay behind; so do pickles.
+The layout is a stock diffusers repo (`model_index.json` and one folder per component), `pipeline.py`, the LoRA file if
+there is one, the model card and the sample grid. Checkpoints, optimizer state, logs, validation images and pickles in
+the same folder are not published.
 """
 
 import json
@@ -13,16 +13,16 @@ from typing import Any
 
 from training.errors import UserError
 
-MAIN = "main"  # the branch that is read where none is named
+MAIN = "main"  # the default branch
 CARD = "README.md"
-RUN_FILE = "add_run.json"  # what training leaves for the card; stays behind
+RUN_FILE = "add_run.json"  # written by training for the card; not published
 SAMPLES = "samples.png"
 LORA = "pytorch_lora_weights.safetensors"
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 ROOT_FILES = (INDEX, "pipeline.py", LORA, CARD, SAMPLES)
 
-# The names that diffusers and transformers write, variants (`.fp16`) and shards (`-00001-of-00002`) included.
+# File names of diffusers and transformers, including variants (`.fp16`) and shards (`-00001-of-00002`).
 _WEIGHTS = r"(diffusion_pytorch_)?model[\w.-]*\.safetensors(\.index[\w.]*\.json)?"
 _CONFIGS = r"(config|scheduler_config|preprocessor_config|generation_config)\.json"
 _TOKENIZER = r"(tokenizer|tokenizer_config|vocab|special_tokens_map|added_tokens)\.json|merges\.txt|spiece\.model"
@@ -31,7 +31,7 @@ _WEIGHT_FILE = re.compile(_WEIGHTS)
 
 
 class PublishError(UserError, RuntimeError):
-    """Nothing, or not all, was published: says of which folder and repo, why, and how to repeat it."""
+    """A student was not published. The message names the folder and repo, the reason and the fix."""
 
 
 def layout_files(folder: str | Path, among: Collection[str] | None = None) -> list[str]:
@@ -40,20 +40,20 @@ def layout_files(folder: str | Path, among: Collection[str] | None = None) -> li
     See `training.publishing.folder.published_folder.published_files`, which also verifies them.
 
     Args:
-        folder: of the student.
-        among: names outside of these are passed over as if they were not there; None considers all.
+        folder: folder of the student.
+        among: names to consider; other files are ignored. None considers all.
 
     Raises:
-        PublishError: the folder holds no finished student; names what is missing.
+        PublishError: the folder does not contain a finished student; the message names the missing files.
     """
     folder = Path(folder)
     components = _components(folder)
     if components is None and not (folder / LORA).is_file():
         raise PublishError(
-            f"{folder} holds no finished student: neither {INDEX} nor {LORA} is there. Give the --output_dir of a "
-            "run that has come to its end"
+            f"{folder} does not contain a finished student: there is neither {INDEX} nor {LORA}. Give the --output_dir "
+            "of a finished run"
         )
-    # A LoRA alone still says how it is sampled.
+    # A LoRA without a full model still has a scheduler.
     names = [name for name in ROOT_FILES if (folder / name).is_file()]
     for component in ["scheduler"] if components is None else components:
         found = [p for p in (folder / component).glob("*") if p.is_file() and is_component_file(p.name)]
@@ -65,7 +65,7 @@ def layout_files(folder: str | Path, among: Collection[str] | None = None) -> li
 
 
 def is_published_name(name: str) -> bool:
-    """Whether `name`, relative and `/`-separated, is one that the layout may have."""
+    """Whether the layout may have a file `name`, relative and `/`-separated."""
     return name in ROOT_FILES or (name.count("/") == 1 and is_component_file(name.split("/")[1]))
 
 
@@ -75,15 +75,14 @@ def is_component_file(name: str) -> bool:
 
 
 def is_weight_file(path: str) -> bool:
-    """Whether `path`, of the layout, holds weights (and is therefore large)."""
+    """Whether `path` in the layout contains weights (and is therefore large)."""
     return path.endswith(".safetensors")
 
 
 def stale_files(remote: Iterable[str], published: Iterable[str]) -> list[str]:
-    """Of the files in a repo, those of an earlier student that would be read in place of the one published now.
+    """The files of an earlier student in a repo that might be loaded instead of the published ones.
 
-    Such are other shards and variants in the folders that are written again. All else that lies in a repo is its
-    owner's own and stays.
+    These are other shards and variants in the folders that are published. All other files in the repo are kept.
     """
     published = set(published)
     folders = {str(PurePosixPath(path).parent) for path in published} - {"."}
@@ -95,13 +94,13 @@ def stale_files(remote: Iterable[str], published: Iterable[str]) -> list[str]:
 
 
 def _components(folder: Path) -> dict[str, str] | None:
-    """Component folders and their classes, as `model_index.json` names them; None without one."""
+    """Component folders and their classes in `model_index.json`; None if there is no such file."""
     if not (folder / INDEX).is_file():
         return None
     index = _read(folder / INDEX)
     entries = {name: entry for name, entry in index.items() if isinstance(entry, list)}
     if any(len(entry) != 2 or "/" in name for name, entry in entries.items()):
-        raise PublishError(f"{folder / INDEX} is damaged: it does not name components and their classes")
+        raise PublishError(f"{folder / INDEX} is damaged: it is not a list of components and their classes")
     return {name: entry[1] for name, entry in entries.items() if entry[1] is not None}
 
 
@@ -109,14 +108,14 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise PublishError(f"{path} is damaged or cut short: {error}") from error
+        raise PublishError(f"{path} is damaged or truncated: {error}") from error
     if not isinstance(content, dict):
-        raise PublishError(f"{path} is damaged: it holds no JSON object")
+        raise PublishError(f"{path} is damaged: it is not a JSON object")
     return content
 
 
 def _missing(folder: Path, components: dict[str, str], names: set[str]) -> list[str]:
-    """What a loader would look for and not find."""
+    """The files that loading the student would require and that are missing."""
     needed = (SCHEDULER, "pipeline.py") if components else (SCHEDULER,)
     missing = [name for name in needed if name not in names]
     for component, class_name in components.items():

@@ -1,4 +1,4 @@
-"""The published layout in an output folder: written whole or not at all, and verified before anyone gets it."""
+"""The published layout in an output folder: written atomically, and verified before it is uploaded or exported."""
 
 import json
 import logging
@@ -15,19 +15,18 @@ logger = logging.getLogger(__name__)
 
 
 def published_files(folder: str | Path, hashes: bool = True) -> list[str]:
-    """Relative paths of the published layout in `folder`, verified, sorted, `/`-separated.
+    """Verify the published layout in `folder` and return its relative paths, sorted, `/`-separated.
 
-    Where training has left its list of files, these are the files of that list, and the card and the sample grid; in
-    any other folder all files that have a name of the layout. A student that was ready when its process was killed is
-    put in place first.
+    If training has written a list of files, the layout consists of these files, the card and the sample grid; otherwise
+    of all files that have a name of the layout. A replacement that was interrupted by a crash is finished first.
 
     Args:
-        folder: the output folder of a finished run.
-        hashes: False leaves out the comparison of SHA-256 sums, which reads every byte.
+        folder: output folder of a finished run.
+        hashes: whether to compare SHA-256 hashes, which reads all files.
 
     Raises:
-        PublishError: the folder holds no finished student, or one with a file that is missing, cut short, damaged or
-            changed since it was written; names the file.
+        PublishError: the folder does not contain a finished student, or a file is missing, truncated, damaged or
+            changed; the message names the file.
     """
     folder = Path(folder)
     finish_replacement(folder)
@@ -39,7 +38,7 @@ def published_files(folder: str | Path, hashes: bool = True) -> list[str]:
         if gone := [name for name in entries if name not in EDITABLE and not (folder / name).is_file()]:
             raise PublishError(f"{folder} is not complete, so nothing is published. Missing: {', '.join(sorted(gone))}")
         if others := sorted(set(layout_files(folder)) - set(names)):
-            logger.warning("Not published, since training did not write them: %s", ", ".join(others))
+            logger.warning("Not published, because training did not write these files: %s", ", ".join(others))
     verify_files(folder, names, hashes)
     return names
 
@@ -48,20 +47,20 @@ def save_published(pipeline: DiffusionPipeline, output_dir: str | Path) -> None:
     """Write the published layout: stock components, stock scheduler config, `pipeline.py`. Replaces an older student.
 
     Raises:
-        PublishError: it cannot be written; the older student is as it was.
+        PublishError: the layout cannot be written; the older student is not changed.
     """
     with replacing_student(output_dir) as stage:
         pipeline.save_pretrained(stage)
 
 
 def set_sample_size(folder: Path, sample_size: int) -> None:
-    """Say in the saved UNet's config what size it was trained at, which pipelines draw where none is given.
+    """Set the sample size in the saved UNet's config, which pipelines use as the default image size.
 
-    In the file, not in the network: the config of a network that trains stays as it was loaded.
+    Only the file is changed, because the network may still be trained.
 
     Args:
-        folder: holds `unet/config.json`.
-        sample_size: side of a latent, pixels over the autoencoder's factor.
+        folder: folder that contains `unet/config.json`.
+        sample_size: height and width of a latent, the image size divided by the autoencoder's factor.
     """
     path = folder / "unet" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"sample_size": sample_size}
@@ -69,7 +68,7 @@ def set_sample_size(folder: Path, sample_size: int) -> None:
 
 
 def files_to_keep(folder: Path) -> dict[str, dict[str, Any]]:
-    """What a student that something is added to consists of, as entries of `add_files.json`.
+    """The existing files of a student to which files are added, as entries of `add_files.json`.
 
     Raises:
         PublishError: the folder was not written by training.
@@ -77,9 +76,9 @@ def files_to_keep(folder: Path) -> dict[str, dict[str, Any]]:
     entries = read_files(folder)
     if entries is not None:
         return entries
-    if not (folder / RUN_FILE).is_file():  # an earlier version left this, and no list
+    if not (folder / RUN_FILE).is_file():  # an earlier version wrote this file, but no list of files
         raise PublishError(
-            f"{folder} has neither {FILES} nor {RUN_FILE}, so it was not written by training, and nothing is added to "
-            "it. Give the --output_dir of a finished run"
+            f"{folder} has neither {FILES} nor {RUN_FILE}, so it was not written by training and is not changed. Give "
+            "the --output_dir of a finished run"
         )
     return describe_files(folder, [*layout_files(folder), RUN_FILE])

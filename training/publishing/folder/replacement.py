@@ -1,11 +1,12 @@
-"""Putting a student in the place of an older one: whole and verified before the first old file goes.
+"""Crash-safe replacement of a published student by a new one.
 
-A student is written into a folder aside, forced to the disk, verified, listed with its sums, and the folder renamed to
-`.new-student`: that rename is the one moment at which the new student takes the old one's place. Up to it the old one
-is untouched; after it the files only have to be moved, which `finish_replacement` does, and does again from where it
-was if the process is killed. `model_index.json` goes first and comes last, so that no loader meets a mixture.
+A student is written into a temporary folder, flushed to the disk, verified, and listed with its hashes; then the folder
+is renamed to `.new-student`. This rename commits the replacement. Before it, the old student is not changed; after it,
+`finish_replacement` moves the files, and continues if the process is killed in between. `model_index.json` is removed
+first and moved last, so that no loader can read a mixture of two students.
 
-Files that this program did not write are never removed or overwritten: what is in the way moves to `replaced-N/`.
+Files that this program did not write are never removed or overwritten; a file that is in the way is moved to
+`replaced-N/`.
 """
 
 import contextlib
@@ -34,21 +35,21 @@ Entries = dict[str, dict[str, Any]]
 
 @contextlib.contextmanager
 def replacing_student(folder: str | Path, added_to: Entries | None = None) -> Iterator[Path]:
-    """Context that yields an empty folder to write a student to, and puts it in place at its end.
+    """Context manager that yields an empty folder for a new student, and replaces the old one when it exits.
 
     Args:
-        folder: of the student, made if it is not there; an older one in it is replaced.
-        added_to: files that stay as they are, by their entries in `add_files.json`: what is written is added to them.
-            None replaces the older student altogether.
+        folder: folder of the student, created if necessary; an older student in it is replaced.
+        added_to: existing files to keep, as entries of `add_files.json`; the new files are added to them. None replaces
+            the older student completely.
 
     Raises:
-        PublishError: the new student cannot be written, or is not whole. The older one is as it was.
-        FolderInUse: another process writes into `folder`.
+        PublishError: the new student cannot be written or is not complete; the older one is not changed.
+        FolderInUse: another process is writing into `folder`.
     """
     folder = Path(folder)
     with lock_folder(folder, "--output_dir"):
         finish_replacement(folder)
-        for path in folder.iterdir():  # of processes that were killed; the lock says that they have ended
+        for path in folder.iterdir():  # from killed processes, which do not hold the lock any more
             if UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
         stage = folder / f".tmp-student-{uuid.uuid4().hex[:8]}"
@@ -60,16 +61,16 @@ def replacing_student(folder: str | Path, added_to: Entries | None = None) -> It
             sync(folder)
         except (OSError, SafetensorError) as error:
             raise PublishError(
-                f"cannot write the student to {folder}: {error}. What was there before is as it was. Make room, or "
-                "see that the folder is writable, and repeat"
+                f"cannot write the student to {folder}: {error}. Existing files were not changed. Free disk space, or "
+                "make the folder writable, and repeat"
             ) from error
         finally:
-            shutil.rmtree(stage, ignore_errors=True)  # nothing has that name once it is renamed
+            shutil.rmtree(stage, ignore_errors=True)  # does not exist any more if it was renamed
         finish_replacement(folder)
 
 
 def _seal(folder: Path, stage: Path, kept: Entries) -> None:
-    """Force what was written to the disk, verify it, and list it beside what is kept."""
+    """Verify the new files, flush them to the disk, and write the list of new and kept files."""
     names = [path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file()]
     verify_files(stage, names)
     for name in names:
@@ -82,21 +83,21 @@ def _seal(folder: Path, stage: Path, kept: Entries) -> None:
 
 
 def _refuse_obstacle(folder: Path, name: str) -> None:
-    """Before the point of no return: what would stop a file from being moved, or lead it out of the folder."""
+    """Raise a PublishError if a file could not be moved later, or would be moved out of the folder by a link."""
     target = folder / name
     for parent in (p for p in target.parents if p != folder and folder in p.parents):
         if parent.is_symlink() or (parent.exists() and not (parent.is_dir() and os.access(parent, os.W_OK))):
-            raise PublishError(f"{parent} is in the way: not a folder of its own that can be written to. Move it away")
+            raise PublishError(f"{parent} is in the way: it is not a regular, writable folder. Move it away")
     if target.is_dir() and not target.is_symlink():
         raise PublishError(f"{target} is in the way: it is a folder. Move it away")
 
 
 def finish_replacement(folder: str | Path) -> None:
-    """Move a student that is ready into its place; nothing where none is. May be repeated after a crash.
+    """Move a committed student into its place, if there is one. It can be repeated after a crash.
 
     Raises:
         PublishError: a file cannot be moved.
-        FolderInUse: another process writes into `folder`.
+        FolderInUse: another process is writing into `folder`.
     """
     folder = Path(folder)
     if not (folder / READY).is_dir():
@@ -106,14 +107,14 @@ def finish_replacement(folder: str | Path) -> None:
             _move(folder, folder / READY)
         except OSError as error:
             raise PublishError(
-                f"the student in {folder / READY} is whole, but cannot be moved to {folder}: {error}. Repeat when "
-                "that is fixed"
+                f"the student in {folder / READY} is complete, but cannot be moved to {folder}: {error}. Fix this and "
+                "repeat"
             ) from error
 
 
 def _move(folder: Path, ready: Path) -> None:
     new = read_files(ready)
-    if new is not None:  # else the list is in its place, and all but the index with it
+    if new is not None:  # otherwise the list has been moved already, and before it all files but the index
         _move_all_but_index(folder, ready, read_files(folder), new)
         os.replace(ready / FILES, folder / FILES)
     if (ready / INDEX).exists():
@@ -138,20 +139,20 @@ def _move_all_but_index(folder: Path, ready: Path, old: Entries | None, new: Ent
 
 
 def _clear(folder: Path, name: str, old: Entries | None) -> None:
-    """Make the place of a file free: what this program wrote is removed, anything else moves to `replaced-N/`."""
+    """Clear the path of a file: files of this program are replaced, others are moved to `replaced-N/`."""
     path = folder / name
     if not path.is_symlink() and not path.exists():
         return
-    if old is None:  # a folder of an earlier version, which kept no list
+    if old is None:  # a folder of an earlier version, which has no list
         is_ours = (folder / RUN_FILE).is_file() and (is_published_name(name) or name == RUN_FILE)
     else:
-        # A rewritten card or record is ours as long as its name is in the list; `output` keeps edited cards.
+        # The card and the record may be rewritten, so only their names have to be listed; `output` keeps edited cards.
         is_ours = name in old and (name in (CARD, RUN_FILE) or is_unchanged(path, old[name]))
     if is_ours:
         if name == INDEX:
             path.unlink()
-        return  # the new file takes its place in one rename
+        return  # the new file replaces it with one rename
     aside = next(p for n in range(1, 10_000) if not (p := folder / f"replaced-{n}" / name).exists())
     aside.parent.mkdir(parents=True, exist_ok=True)
     os.replace(path, aside)
-    logger.warning("%s was not written by this program, and the new student needs its name: it is now %s", path, aside)
+    logger.warning("%s was not written by this program and was moved to %s to make room for the student", path, aside)

@@ -1,7 +1,7 @@
-"""Whether the files of a student are whole: headers and lengths of the weights, JSON that parses, SHA-256 sums.
+"""Verification of a student's files: headers and lengths of the weights, valid JSON, SHA-256 hashes.
 
-`add_files.json` in an output folder is the list of what was written there, with sizes and sums. It stays behind when
-the folder is published. It also says what may be replaced or removed later: nothing that is not in it.
+`add_files.json` in an output folder lists the files that training wrote, with sizes and hashes. It is not published.
+Only files in this list may be replaced or removed later.
 """
 
 import json
@@ -16,34 +16,34 @@ from training.publishing.folder.layout import CARD, RUN_FILE, SAMPLES, PublishEr
 
 FILES = "add_files.json"
 MEASURED_FILE = "measured.json"
-# Their owner may edit or replace these: they are published as they are.
+# Users may edit or replace these files; they are published without verification.
 EDITABLE = (CARD, SAMPLES, RUN_FILE, MEASURED_FILE)
 
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of each file, by its name relative to `folder`."""
+    """Size and SHA-256 hash of each file, by its name relative to `folder`."""
     return {
         name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in sorted(names)
     }
 
 
 def read_files(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """The entries of `add_files.json`; None where there is none.
+    """Read the entries of `add_files.json`; None if the file does not exist.
 
     Raises:
-        PublishError: it is damaged.
+        PublishError: the file is damaged.
     """
     path = folder / FILES
     try:
         files = json.loads(path.read_text(encoding="utf-8"))["files"]
         names = [Path(name) for name, entry in files.items() if {"bytes", "sha256"} == entry.keys()]
         if len(names) != len(files) or any(name.is_absolute() or ".." in name.parts for name in names):
-            raise ValueError("its entries are not names with their size and sum")
+            raise ValueError("its entries are not names with size and hash")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PublishError(f"{path} is damaged: {error}. Train or resume into the folder again, or remove the "
-                           "file to publish the folder without its sums") from error  # fmt: skip
+                           "file to publish the folder without checking hashes") from error  # fmt: skip
     return files
 
 
@@ -53,15 +53,15 @@ def is_unchanged(path: Path, entry: dict[str, Any] | None) -> bool:
 
 
 def verify_files(folder: Path, names: Iterable[str], hashes: bool = True) -> None:
-    """Refuse files that are cut short, damaged or changed since they were written.
+    """Refuse files that are truncated, damaged or changed since they were written.
 
     Args:
-        folder: of the student.
-        names: relative, of the files to look at.
-        hashes: False leaves out the comparison with the sums in `add_files.json`, which reads every byte.
+        folder: folder of the student.
+        names: relative paths of the files to verify.
+        hashes: whether to compare the hashes in `add_files.json`, which reads all files.
 
     Raises:
-        PublishError: names the file, and what is wrong with it.
+        PublishError: a file is truncated, damaged or changed; the message names the file and the problem.
     """
     entries = read_files(folder) or {}
     for name in names:
@@ -71,16 +71,16 @@ def verify_files(folder: Path, names: Iterable[str], hashes: bool = True) -> Non
         size = (folder / name).stat().st_size
         if size != entries[name]["bytes"] or (hashes and not is_unchanged(folder / name, entries[name])):
             raise PublishError(
-                f"{folder / name} is not what was written: its size or its SHA-256 is not that in {FILES}. Train or "
-                f"resume into the folder again; if the change is yours, remove {folder / FILES} and repeat"
+                f"{folder / name} was changed: its size or SHA-256 differs from {FILES}. Train or resume into the "
+                f"folder again; if you changed the file yourself, remove {folder / FILES} and repeat"
             )
 
 
 def check_file(path: Path) -> None:
-    """Read a safetensors file's header and compare it with the file's length; parse JSON.
+    """Check that a safetensors file has the length given in its header, and that a JSON file can be parsed.
 
     Raises:
-        PublishError: the file is cut short or damaged.
+        PublishError: the file is truncated or damaged.
     """
     try:
         if path.suffix == ".safetensors":
@@ -91,4 +91,4 @@ def check_file(path: Path) -> None:
         else:
             path.stat()
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise PublishError(f"{path} is damaged or cut short: {error}") from error
+        raise PublishError(f"{path} is damaged or truncated: {error}") from error

@@ -1,4 +1,4 @@
-"""One attempt to publish: what has been sent so far and, if it fails, a message with all that a repeat needs."""
+"""Error messages for a failed push to the Hub, with the uploaded and the missing files and the command to repeat it."""
 
 import shlex
 from pathlib import Path
@@ -10,19 +10,19 @@ from training.publishing.hub.token import redact
 
 _REASONS = {
     401: "the token is missing, wrong or expired; log in with `hf auth login`, or pass another --hub_token",
-    403: "the token may not write there; use one with write access to that namespace, or name another repo",
-    404: "no such repo or branch is visible to the token",
-    409: "someone else changed the repo in the meantime; see what came in, then repeat",
-    412: "someone else changed the repo in the meantime; see what came in, then repeat",
-    429: "the Hub limits the rate of requests; wait, then repeat",
+    403: "the token has no write access; use one with write access to that namespace, or give another repo",
+    404: "the repo or branch does not exist, or the token has no access to it",
+    409: "someone else changed the repo in the meantime; check the changes, then repeat",
+    412: "someone else changed the repo in the meantime; check the changes, then repeat",
+    429: "too many requests; wait, then repeat",
 }
 
 
 class Attempt:
-    """Context in which any error of the Hub client becomes a `PublishError`.
+    """Context manager that turns errors of the Hub client into a `PublishError`.
 
     Attributes:
-        sent: files whose content is at the Hub already, though not committed.
+        sent: files that are uploaded but not committed yet.
     """
 
     def __init__(self, folder: Path, repo_id: str, branch: str, names: list[str], token: str | None = None):
@@ -39,21 +39,21 @@ class Attempt:
             raise PublishError(self.explain(error)) from error
 
     def explain(self, error: Exception) -> str:
-        """Why it failed, what is missing, and the command to repeat it; never the token."""
+        """Message with the reason, the missing files and the command to repeat the push, without the token."""
         missing = [name for name in self.names if name not in self.sent]
-        sent = f"At the Hub already, and not sent again: {', '.join(self.sent)}. " if self.sent else ""
+        sent = f"Already uploaded, and not sent again: {', '.join(self.sent)}. " if self.sent else ""
         command = [*command_name("training.publish").split(), str(self.folder), "--repo_id", self.repo_id]
         command += ["--revision", self.branch] if self.branch != MAIN else []
         return redact(
-            f"{self.folder} was not published to {self.repo_id} ({self.branch}): {reason(error)}. The model is whole "
-            f"in {self.folder}, and the repo was not left half changed: all of it comes in one commit, at the end. "
+            f"{self.folder} was not published to {self.repo_id} ({self.branch}): {reason(error)}. The model is "
+            f"complete in {self.folder}, and the repo has no partial update, because all files come in one commit. "
             f"{sent}Missing: {', '.join(missing)}. Repeat with: {shlex.join(command)}",
             self.token,
         )
 
 
 def reason(error: BaseException) -> str:
-    """One line for what went wrong, with the fix where there is one."""
+    """Describe an error of the Hub client in one line, with the fix if one is known."""
     cause: BaseException | None = error
     innermost = error
     while cause is not None:

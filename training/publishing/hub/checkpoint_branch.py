@@ -1,4 +1,4 @@
-"""`--push_every_checkpoint`: the student of each checkpoint, on a branch of its own, while training goes on."""
+"""`--push_every_checkpoint`: pushes the student of each checkpoint to the branch `checkpoints` in the background."""
 
 import logging
 import re
@@ -22,10 +22,10 @@ _LEFT_OVER = re.compile(re.escape(_PREFIX) + r"[0-9a-f]{8}")
 
 
 class CheckpointPusher:
-    """Pushes students in the background, in order, one commit each to the branch `checkpoints`.
+    """Pushes students in the background, in order, one commit each, to the branch `checkpoints`.
 
-    What is pushed is the published layout, not the checkpoint: no optimizer state. A push that fails is logged and
-    training goes on. `close` waits for the last one.
+    Only the published layout is pushed, without optimizer state. A failed push is logged and training continues.
+    `close` waits for the last push.
     """
 
     def __init__(self, options: Options):
@@ -35,16 +35,16 @@ class CheckpointPusher:
         self.failed = 0
         folder = Path(options.output.output_dir)
         for path in folder.iterdir() if folder.is_dir() else ():
-            if _LEFT_OVER.fullmatch(path.name):  # of a run that was killed; the lock of --output_dir says it has ended
+            if _LEFT_OVER.fullmatch(path.name):  # from a killed run, which does not hold the lock of --output_dir
                 shutil.rmtree(path, ignore_errors=True)
 
     def push(self, save: Callable[[Path], None], step: int) -> None:
-        """Let `save(folder)` write the published layout, card included, and queue its upload."""
+        """Write the published layout, including the card, with `save(folder)`, and queue its upload."""
         folder = Path(self.options.output.output_dir, f"{_PREFIX}{uuid.uuid4().hex[:8]}")
         try:
             folder.mkdir(parents=True)
             save(folder)
-        except (OSError, PublishError) as error:  # such as a full disk: no reason to end a training
+        except (OSError, PublishError) as error:  # such as a full disk, which must not end the training
             shutil.rmtree(folder, ignore_errors=True)
             self._report(step, error)
         else:
@@ -69,10 +69,10 @@ class CheckpointPusher:
     def _report(self, step: int, error: Exception) -> None:
         self.failed += 1
         why = redact(reason(error.__cause__) if error.__cause__ else str(error), self.options.hub.hub_token)
-        logger.warning("The student of iteration %d was not pushed, and training goes on. %s", step, why)
+        logger.warning("The student of iteration %d was not pushed; training continues. %s", step, why)
 
     def close(self) -> None:
-        """Wait for what is queued. An error that is not a refusal is raised here."""
+        """Wait for the queued pushes. Unexpected errors are raised here."""
         self.worker.shutdown(wait=True)
         for future in self.queued:
             future.result()

@@ -1,4 +1,4 @@
-"""The published layout on the Hub: at the end of training with `--push_to_hub`, or of a finished run by `command`."""
+"""Upload of the published layout to the Hub, at the end of training or by `python -m training.publish`."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ MESSAGE = "Add a student distilled by ADD"
 
 @dataclass(frozen=True)
 class Published:
-    """What is now on the Hub. `card_kept`: the card there had been edited, and was left alone."""
+    """Result of a push. `card_kept`: whether an edited card on the Hub was kept."""
 
     repo_id: str
     branch: str
@@ -33,15 +33,15 @@ class Published:
 
 
 def repo_name(options: Options) -> str:
-    """The repo that a run pushes to; without a namespace it is the token owner's."""
+    """The repo that a run pushes to. Without a namespace, it belongs to the owner of the token."""
     return options.hub.hub_model_id or Path(os.path.abspath(options.output.output_dir)).name
 
 
 def check_push(options: Options) -> str:
-    """Create the run's repo and see that it can be written to, before hours of training. Returns the repo id.
+    """Create the run's repo and check for write access before training starts. Returns the repo id.
 
     Raises:
-        PublishError: no token, no permission, no network.
+        PublishError: there is no token, no permission or no network.
     """
     token, private = clean_token(options.hub.hub_token), options.hub.hub_private_repo
     api = HfApi(token=token)
@@ -49,23 +49,23 @@ def check_push(options: Options) -> str:
         check_repo_id(repo_name(options), "--hub_model_id")
         repo_id = api.create_repo(repo_name(options), private=private, exist_ok=True).repo_id
         _refuse_public(api.model_info(repo_id), private)
-        # Asks how this file would be uploaded: the Hub answers only accounts with write access. Nothing is sent.
+        # This asks how a file would be uploaded, which the Hub only answers with write access. Nothing is sent.
         api.preupload_lfs_files(repo_id, [CommitOperationAdd(CARD, b"x")])
     except PublishError:
         raise
     except Exception as error:  # HTTP errors, and whatever else the client raises
         why = redact(reason(error), token)
         raise PublishError(
-            f"--push_to_hub got True, but {repo_name(options)} cannot be pushed to: {why}. Training has not begun"
+            f"--push_to_hub got True, but {repo_name(options)} cannot be pushed to: {why}. Training was not started"
         ) from error
     return repo_id
 
 
 def check_repo_id(repo_id: str, flag: str) -> None:
-    """Refuse what cannot be the name of a repo, without a network.
+    """Check that `repo_id` is a valid name of a repo, without a network.
 
     Raises:
-        PublishError: names the flag and the rule.
+        PublishError: the name is invalid; the message names the flag and the rule.
     """
     try:
         validate_repo_id(repo_id)
@@ -77,7 +77,7 @@ def push_published(options: Options) -> str:
     """Upload the published layout of a run in one commit. Returns the repo id.
 
     Raises:
-        PublishError: the Hub refused; the model stays in `--output_dir`.
+        PublishError: the upload failed; the model stays in `--output_dir`.
     """
     hub, folder = options.hub, options.output.output_dir
     return publish(folder, repo_name(options), token=hub.hub_token, private=hub.hub_private_repo).repo_id
@@ -93,19 +93,20 @@ def publish(
     overwrite_card: bool = False,
     message: str = MESSAGE,
 ) -> Published:
-    """Upload the published layout of `folder`, and nothing else of it, in one commit. May be repeated at will.
+    """Upload the published layout of `folder`, and no other files, in one commit. It may be repeated.
 
     Args:
-        folder: the output folder of a finished run.
-        repo_id: created where it does not exist; without a namespace it is the token owner's.
-        token: to write with; the one of `hf auth login` if None.
-        private: of a new repo. True refuses a repo that exists and is public.
-        branch: made from main where it does not exist.
-        overwrite_card: replace a card on the Hub even though someone has edited it.
+        folder: output folder of a finished run.
+        repo_id: repo to push to, created if necessary. Without a namespace, it belongs to the owner of the token.
+        token: token with write access; None uses that of `hf auth login`.
+        private: whether a new repo is private. True refuses an existing public repo.
+        branch: branch to push to, created from main if necessary.
+        overwrite_card: whether to replace a card that was edited on the Hub.
+        message: commit message.
 
     Raises:
-        PublishError: the folder is not whole, or the Hub refused; with the reason, what is missing at the Hub, and the
-            command to repeat it.
+        PublishError: the folder is not complete, or the upload failed. The message has the reason, the files that are
+            missing on the Hub, and the command to repeat the push.
     """
     folder, token = Path(folder), clean_token(token)
     check_repo_id(repo_id, "--repo_id")
@@ -118,18 +119,18 @@ def publish(
         head = api.model_info(repo_id, revision=branch)
         _refuse_public(head, private)
         refresh_card(folder, repo_id, branch)
-        attempt.names = published_files(folder, hashes=False)  # the sums were compared above
+        attempt.names = published_files(folder, hashes=False)  # hashes were compared above
         card_kept = CARD in attempt.names and not overwrite_card and _is_edited(api, head, folder / CARD)
         if card_kept:
             attempt.names.remove(CARD)
-            logger.warning("The card of %s has been edited there and is kept; --overwrite_card replaces it", repo_id)
+            logger.warning("The card of %s was edited on the Hub and is kept; --overwrite_card replaces it", repo_id)
         commit = _upload(api, attempt, head, message)
     logger.info("Published %s (%s, commit %s): %s", repo_id, branch, commit, ", ".join(attempt.names))
     return Published(repo_id, branch, commit, attempt.names, card_kept)
 
 
 def _upload(api: HfApi, attempt: Attempt, head: ModelInfo, message: str) -> str:
-    """Send the weights one by one, then commit. Returns the commit's sha."""
+    """Upload the weights one by one, then commit. Returns the hash of the commit."""
     operations = {name: CommitOperationAdd(name, attempt.folder / name) for name in attempt.names}
     for name in filter(is_weight_file, attempt.names):
         api.preupload_lfs_files(attempt.repo_id, [operations[name]], revision=attempt.branch)
@@ -140,13 +141,13 @@ def _upload(api: HfApi, attempt: Attempt, head: ModelInfo, message: str) -> str:
         [*operations.values(), *map(CommitOperationDelete, stale)],
         commit_message=message,
         revision=attempt.branch,
-        # What to delete and whether the card is edited was judged at this commit.
+        # The stale files and the state of the card were determined at this commit.
         parent_commit=head.sha,
     ).oid
 
 
 def _is_edited(api: HfApi, head: ModelInfo, local: Path) -> bool:
-    """Whether the repo has a card that is neither ours nor the one to be uploaded."""
+    """Whether the card in the repo was edited and differs from the one to be uploaded."""
     if CARD not in (sibling.rfilename for sibling in head.siblings or ()):
         return False
     remote = Path(api.hf_hub_download(head.id, CARD, revision=head.sha)).read_bytes()
@@ -156,6 +157,6 @@ def _is_edited(api: HfApi, head: ModelInfo, local: Path) -> bool:
 def _refuse_public(repo: ModelInfo, private: bool | None) -> None:
     if private and repo.private is False:
         raise PublishError(
-            f"--private got True: {repo.id} exists already and is public, so nothing was pushed. Make it private in "
-            "its settings on the Hub, or name another repo"
+            f"--private got True: {repo.id} already exists and is public, so nothing was pushed. Make it private in "
+            "its settings on the Hub, or give another repo"
         )

@@ -1,4 +1,4 @@
-"""Tokens of the Hub: trimmed where they come in, and out of every message."""
+"""Validation of Hub tokens, and removal of tokens from messages."""
 
 import re
 
@@ -8,10 +8,10 @@ _SECRETS = ((re.compile(r"\bhf_\w+"), "hf_***"), (re.compile(r"(?i)\b(bearer)\s+
 
 
 def clean_token(token: str | None) -> str | None:
-    """A token without the white space around it, which files and shells leave there and HTTP does not allow.
+    """Strip the white space around a token, which files and shells may add and HTTP does not allow.
 
     Raises:
-        PublishError: nothing is left, or there is something in it that no token has. The message does not show it.
+        PublishError: the token is empty or contains invalid characters. The message does not contain the token.
     """
     if token is None:
         return None
@@ -20,14 +20,14 @@ def clean_token(token: str | None) -> str | None:
         raise PublishError("--hub_token got '': it is empty; leave it out to use the token of `hf auth login`")
     if not token.isascii() or not token.isprintable() or " " in token:
         raise PublishError(
-            "--hub_token got '***': it has white space or other characters that no token has; copy it again from "
+            "--hub_token got '***': it contains white space or other invalid characters; copy it again from "
             "https://huggingface.co/settings/tokens"
         )
     return token
 
 
 def redact(text: str, token: str | None = None) -> str:
-    """`text` without `token`, without anything that looks like a token of the Hub, and without Bearer values."""
+    """Mask `token`, anything that looks like a Hub token, and Bearer values in `text`."""
     if token and token.strip():
         text = text.replace(token, "***").replace(token.strip(), "***")
     for pattern, shown in _SECRETS:

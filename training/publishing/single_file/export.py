@@ -1,9 +1,9 @@
-"""One file for front ends such as ComfyUI: a student's folder in the layout of the original checkpoints.
+"""Export of a student as one file in the layout of the original checkpoints, for front ends such as ComfyUI.
 
     python -m training.single_file OUTPUT_DIR --output student.safetensors --dtype float16
 
-The names are those of `names`. Scheduler and tokenizers have no place in such a file; every front end
-brings its own.
+The tensors are renamed by `names`. The file contains no scheduler and no tokenizers, because front ends
+have their own.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FAMILIES = {
     "StableDiffusionXLPipeline": ("unet", "vae", "text_encoder", "text_encoder_2"),
 }
 DTYPES = ("float32", "float16", "bfloat16")
-MARK = "student_timesteps"  # a key of the file's metadata that only an export has
+MARK = "student_timesteps"  # metadata key that identifies an export
 
 
 class ExportError(UserError):
@@ -39,21 +39,21 @@ class ExportError(UserError):
 
 
 def export_single_file(folder: str | Path, output: str | Path, dtype: str | None = None) -> Path:
-    """Write the student in `folder`, in diffusers' layout, as the one file `output`.
+    """Write the student in `folder`, in diffusers' layout, to the single file `output`.
 
     Args:
-        folder: what a training run leaves, or any stock pipeline of Stable Diffusion 1, 2 or SDXL.
-        output: ends in `.safetensors`; a former export there is replaced, whole or not at all.
-        dtype: of all weights, one of `DTYPES`. None keeps each component's own.
+        folder: output folder of a training run, or any stock pipeline of Stable Diffusion 1, 2 or SDXL.
+        output: path that ends in `.safetensors`; an existing export is replaced atomically.
+        dtype: dtype of all weights, one of `DTYPES`. None keeps the dtype of each component.
 
     Returns:
         `output`.
 
     Raises:
-        OptionError: before any weight is read, for a folder or a name that will not do, or a file that is no former
-            export; and for a network that the original layout has no names for.
+        OptionError: the folder or the path cannot be used, or the path is a file that is not an export (checked before
+            any weight is read); or the original layout has no names for a network's weights.
         PublishError: the student is damaged.
-        ExportError: the file cannot be written, or does not read back.
+        ExportError: the file cannot be written, or its content is wrong when it is read back.
     """
     folder, output = Path(folder), Path(output)
     names = _check(folder, output, dtype)
@@ -70,16 +70,16 @@ def export_single_file(folder: str | Path, output: str | Path, dtype: str | None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         save_file(weights, partial, _metadata(scheduler))
-        shutil.copymode(folder / "model_index.json", partial)  # safetensors makes files that only their owner may read
+        shutil.copymode(folder / "model_index.json", partial)  # safetensors creates files that only the owner can read
         sync(partial)
         _verify(partial, weights)
-        check_export_file(output)  # hours may have passed since it was looked at
+        check_export_file(output)  # again, because the last check may have been hours ago
         os.replace(partial, output)
         sync(output.parent)
     except (OSError, SafetensorError) as error:
         raise ExportError(
-            f"{output} cannot be written: {error}. What was there before is as it was; make room, or name a file in a "
-            "folder that is writable"
+            f"{output} cannot be written: {error}. Existing files were not changed; free disk space, or give a file in "
+            "a writable folder"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -87,29 +87,29 @@ def export_single_file(folder: str | Path, output: str | Path, dtype: str | None
 
 
 def check_export_file(output: str | Path, flag: str = "--output") -> None:
-    """Refuse a file that an export would overwrite and that is not an export itself.
+    """Refuse to overwrite a file that is not an export.
 
     Args:
-        output: where the export goes.
-        flag: that named it.
+        output: path of the export.
+        flag: flag that names the path, for the error message.
 
     Raises:
-        OptionError: the file is there and has no metadata of an export, or its name is not that of such a file.
+        OptionError: the file exists and is not an export, or its name does not end in `.safetensors`.
     """
     output = Path(output)
     if output.suffix != ".safetensors":
-        raise OptionError(f"{flag} got {str(output)!r}: it must end in .safetensors, since front ends go by the name")
+        raise OptionError(f"{flag} got {str(output)!r}: it must end in .safetensors, because front ends require it")
     if output.is_dir():
-        raise OptionError(f"{flag} got {str(output)!r}: this is a folder; name a file in it")
+        raise OptionError(f"{flag} got {str(output)!r}: this is a folder; give a file in it")
     if output.exists() and not is_export(output):
         raise OptionError(
             f"{flag} got {str(output)!r}: this file exists and is not an export of a student, so it is not "
-            "overwritten. Name another file, or move this one away"
+            "overwritten. Give another file, or move this one away"
         )
 
 
 def is_export(file: Path) -> bool:
-    """Whether `file` is one that `export_single_file` wrote, by its metadata."""
+    """Whether `file` was written by `export_single_file`, according to its metadata."""
     try:
         with safe_open(file, "pt") as opened:
             return MARK in (opened.metadata() or {})
@@ -118,23 +118,23 @@ def is_export(file: Path) -> bool:
 
 
 def _verify(file: Path, weights: Weights) -> None:
-    """Compare what is on the disk with what was to be written, bit for bit."""
+    """Read the file and compare it with `weights`, bit for bit."""
     with safe_open(file, "pt") as opened:
         if set(opened.keys()) != weights.keys():
-            raise SafetensorError("it does not read back: its names are not those that were written")
+            raise SafetensorError("the file was not written correctly: it has other tensor names")
         for name, tensor in weights.items():
             found = opened.get_tensor(name)
             same = found.shape == tensor.shape and found.dtype == tensor.dtype
             if not same or not torch.equal(_bytes(found), _bytes(tensor)):
-                raise SafetensorError(f"it does not read back: {name} is not what was written")
+                raise SafetensorError(f"the file was not written correctly: {name} has another content")
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1).view(torch.uint8)  # a NaN equals itself
+    return tensor.reshape(-1).view(torch.uint8)  # as bytes, NaN is equal to itself
 
 
 def _markers(scheduler: Mapping[str, Any], sdxl: bool) -> Weights:
-    """Empty tensors by whose names front ends know an SDXL that doesn't predict noise. SD 2's they tell by itself."""
+    """Empty tensors whose names tell front ends that an SDXL model uses v-prediction. SD 2 does not need them."""
     if not sdxl or scheduler["prediction_type"] != "v_prediction":
         return {}
     markers = ["v_pred"] + ["ztsnr"] * bool(scheduler.get("rescale_betas_zero_snr"))
@@ -151,26 +151,26 @@ def _metadata(scheduler: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check(folder: Path, output: Path, dtype: str | None) -> tuple[str, ...]:
-    """The names of the components to write, once all that the command line says is known to be right."""
+    """Check the arguments, and return the names of the components to write."""
     check_export_file(output)
     if dtype is not None and dtype not in DTYPES:
-        raise OptionError(f"--dtype={dtype} must be one of {', '.join(DTYPES)}, or left out to keep the weights' own.")
+        raise OptionError(f"--dtype got {dtype!r}: choose from {', '.join(DTYPES)}, or leave the flag out.")
     if not (folder / "model_index.json").is_file():
         raise OptionError(
-            f"{folder} holds no model_index.json, so no whole model to write in one file. A LoRA alone is such a file "
-            "already: pytorch_lora_weights.safetensors."
+            f"{folder} has no model_index.json, so it is not a full model that can be exported. A LoRA is already a "
+            "single file: pytorch_lora_weights.safetensors."
         )
     found = _read_json(folder / "model_index.json")["_class_name"]
     if found not in FAMILIES:
-        raise OptionError(f"{folder} holds a {found}; the single-file layout is that of {' and '.join(FAMILIES)}.")
+        raise OptionError(f"{folder} is a {found}; only {' and '.join(FAMILIES)} have a single-file layout.")
     prediction = _read_json(folder / "scheduler" / "scheduler_config.json")["prediction_type"]
     if prediction == "sample":
-        raise OptionError(f"{folder} predicts the image itself (prediction_type='sample'), which no front end samples.")
+        raise OptionError(f"{folder} has prediction_type='sample', which front ends do not support.")
     return FAMILIES[found]
 
 
 def _read_weights(folder: Path) -> Weights:
-    """A component's weights, of one file or of shards."""
+    """Read a component's weights from one file or from shards."""
     for stem in ("diffusion_pytorch_model", "model"):
         index = folder / f"{stem}.safetensors.index.json"
         files = set(_read_json(index)["weight_map"].values()) if index.is_file() else {f"{stem}.safetensors"}
@@ -178,8 +178,8 @@ def _read_weights(folder: Path) -> Weights:
             try:
                 return {name: tensor for file in sorted(files) for name, tensor in load_file(folder / file).items()}
             except (OSError, SafetensorError) as error:
-                raise OptionError(f"the weights in {folder} are damaged or cut short: {error}") from error
-    raise OptionError(f"{folder} holds no weights in safetensors (a variant such as fp16 isn't read). Save it as such.")
+                raise OptionError(f"the weights in {folder} are damaged or truncated: {error}") from error
+    raise OptionError(f"{folder} has no safetensors weights (variants such as fp16 are not read). Save it with them.")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -190,23 +190,23 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The flags of `python -m training.single_file`."""
+    """Make the parser of `python -m training.single_file`."""
     parser = argparse.ArgumentParser(
         prog=command_name("training.single_file"), description="Export a student as one file."
     )
-    parser.add_argument("folder", type=Path, help="A run's --output_dir, or any folder in diffusers' layout.")
-    parser.add_argument("--output", type=Path, required=True, help="The file to write, .safetensors.")
-    parser.add_argument("--dtype", choices=DTYPES, default=None, help="Type of all weights; they keep their own by "
-                        "default.")  # fmt: skip
+    parser.add_argument("folder", type=Path, help="The --output_dir of a run, or any folder in diffusers' layout.")
+    parser.add_argument("--output", type=Path, required=True, help="The .safetensors file to write.")
+    parser.add_argument("--dtype", choices=DTYPES, default=None, help="Data type of all weights. By default, each "
+                        "component keeps its own.")  # fmt: skip
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, and say how large the file is."""
+    """Export the student, and print the size of the file."""
     file = export_single_file(args.folder, args.output, args.dtype)
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command. A refusal ends it with one line."""
+    """Run the command line `argv`, by default that of the process."""
     run_command(make_parser(), argv, run)

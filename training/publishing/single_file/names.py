@@ -1,9 +1,9 @@
-"""How the original checkpoints name the weights that a diffusers pipeline holds: rules, from the architecture alone.
+"""Renaming of a diffusers pipeline's weights to the names of the original checkpoints.
 
-The UNet's blocks are counted through (`model.diffusion_model.input_blocks.7.1...`), the autoencoder's decoder from the
-output inwards (`first_stage_model.decoder.up.3...`), and a text encoder keeps the names of the library it came from.
-CLIP ViT-L is OpenAI's, whose names are those of transformers; SD 2's and SDXL's second one are OpenCLIP's, which stacks
-queries, keys and values in one matrix.
+In the original layout, the UNet's blocks are numbered consecutively (`model.diffusion_model.input_blocks.7.1...`), and
+the autoencoder's decoder levels from the output inwards (`first_stage_model.decoder.up.3...`). A text encoder has the
+names of its original library: those of transformers for OpenAI's CLIP ViT-L, and those of OpenCLIP, which stacks
+queries, keys and values in one matrix, for the encoder of SD 2 and the second one of SDXL.
 """
 
 import re
@@ -42,16 +42,16 @@ _OPENCLIP_PARTS = {
 
 
 def original_weights(parts: Mapping[str, tuple[Mapping[str, Any], Weights]]) -> Weights:
-    """Name a pipeline's weights as the original checkpoints do.
+    """Convert a pipeline's weights to the layout of the original checkpoints.
 
     Args:
-        parts: of "unet", "vae", "text_encoder" and, in SDXL, "text_encoder_2", each one's config and weights.
+        parts: config and weights of "unet", "vae", "text_encoder" and, for SDXL, "text_encoder_2".
 
     Returns:
-        All weights by their names in the file; convolutions and stacked matrices where the originals have them.
+        All weights by their original names, with 1x1 convolutions and stacked matrices as in the original layout.
 
     Raises:
-        OptionError: for a weight that the originals have no name for.
+        OptionError: the original layout has no name for a weight.
     """
     weights = _renamed(UNET, parts["unet"][1], unet_namer(parts["unet"][0], parts["unet"][1]))
     vae = {k: v[..., None, None] if _was_convolution(k, v) else v for k, v in parts["vae"][1].items()}
@@ -60,7 +60,7 @@ def original_weights(parts: Mapping[str, tuple[Mapping[str, Any], Weights]]) -> 
     if "text_encoder_2" in parts:
         weights |= _renamed("conditioner.embedders.0.transformer.text_model.", encoder, _without_wrapper)
         weights |= _renamed("conditioner.embedders.1.model.", openclip_weights(parts["text_encoder_2"][1]))
-    elif config.get("hidden_act", "quick_gelu") == "quick_gelu":  # OpenAI's; OpenCLIP's compute it exactly
+    elif config.get("hidden_act", "quick_gelu") == "quick_gelu":  # OpenAI's CLIP; OpenCLIP uses the exact GELU
         weights |= _renamed("cond_stage_model.transformer.text_model.", encoder, _without_wrapper)
     else:
         weights |= _renamed("cond_stage_model.model.", openclip_weights(encoder))
@@ -68,17 +68,17 @@ def original_weights(parts: Mapping[str, tuple[Mapping[str, Any], Weights]]) -> 
 
 
 def unet_namer(config: Mapping[str, Any], names: Iterable[str]) -> Callable[[str], str | None]:
-    """How the originals name a UNet's weights: blocks counted through, each layer a block of its own.
+    """Make a function that renames a UNet's weights. In the original layout, each layer is a block of its own.
 
     Returns:
-        A function from diffusers' name to the original one, None where there is none.
+        A function from the diffusers name to the original one, or None if there is none.
 
     Raises:
-        OptionError: if the layers of a block aren't one number for all blocks, which the originals' count assumes.
+        OptionError: the blocks have different numbers of layers, which the original numbering does not support.
     """
     layers = config["layers_per_block"]
     if not isinstance(layers, int):
-        raise OptionError(f"layers_per_block={layers} of the UNet must be one number for a single file.")
+        raise OptionError(f"layers_per_block={layers} of the UNet must be a single number to export a single file.")
     with_attention = {name.split(".attentions")[0] for name in names if ".attentions" in name}
 
     def layer(kind: str, rest: str) -> str | None:
@@ -102,7 +102,7 @@ def unet_namer(config: Mapping[str, Any], names: Iterable[str]) -> Callable[[str
         first = int(i) * (layers + 1)
         if kind == "downsamplers":
             return f"input_blocks.{first + layers + 1}.0.op.{rest.removeprefix('conv.')}"
-        if kind == "upsamplers":  # shares the last layer's block, after its attention
+        if kind == "upsamplers":  # in the block of the last layer, after its attention
             return f"output_blocks.{first + layers}.{1 + (block in with_attention)}.{rest}"
         place = f"input_blocks.{1 + first + int(j)}" if way == "down" else f"output_blocks.{first + int(j)}"
         new = layer(kind, rest)
@@ -112,7 +112,7 @@ def unet_namer(config: Mapping[str, Any], names: Iterable[str]) -> Callable[[str
 
 
 def vae_namer(config: Mapping[str, Any]) -> Callable[[str], str]:
-    """How the originals name an autoencoder's weights. The decoder's levels count from the output inwards."""
+    """Make a function that renames an autoencoder's weights. Decoder levels are numbered from the output inwards."""
     last = len(config["block_out_channels"]) - 1
 
     def rename(name: str) -> str:
@@ -125,10 +125,10 @@ def vae_namer(config: Mapping[str, Any]) -> Callable[[str], str]:
 
 
 def openclip_weights(weights: Weights) -> Weights:
-    """A CLIP text encoder of transformers in OpenCLIP's names, queries, keys and values stacked.
+    """Convert a CLIP text encoder of transformers to OpenCLIP's names, with queries, keys and values stacked.
 
-    A projection is a bare matrix there, applied from the right, so it is transposed. Of SD 2's 24 layers the last
-    isn't part of the pipeline, for nothing reads it; it isn't part of the file either.
+    OpenCLIP multiplies by the projection matrix from the right, so it is transposed. The last of SD 2's 24 layers is
+    not used and therefore part of neither the pipeline nor the file.
     """
     stacked: dict[str, list[Tensor]] = {}
     named: Weights = {}
@@ -136,7 +136,7 @@ def openclip_weights(weights: Weights) -> Weights:
         new = _replaced(_without_wrapper(name), _OPENCLIP_PARTS)
         if found := re.fullmatch(r"(.+\.attn)\.([kqv])_proj\.(weight|bias)", new):
             stacked.setdefault(f"{found[1]}.in_proj_{found[3]}", []).append(weights[name])
-        elif not new.endswith("position_ids"):  # 0, 1, 2, ..., which an early transformers wrote
+        elif not new.endswith("position_ids"):  # 0, 1, 2, ..., saved by early versions of transformers
             named[new] = weights[name].T if new == "text_projection" else weights[name]
     return named | {name: torch.cat([q, k, v]) for name, (k, q, v) in stacked.items()}
 
@@ -152,7 +152,7 @@ def _renamed(prefix: str, weights: Weights, rename: Callable[[str], str | None] 
 
 
 def _replaced(name: str, parts: Mapping[str, str]) -> str:
-    """`name` with whole parts of it, between dots, replaced."""
+    """`name` with dot-separated parts of it replaced."""
     for old, new in parts.items():
         name = re.sub(rf"(?<![^.]){re.escape(old)}(?![^.])", new, name)
     return name

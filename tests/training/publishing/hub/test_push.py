@@ -67,7 +67,9 @@ def test_all_that_the_pipeline_saved_and_nothing_else(published, folder):
 
 def test_unfinished_folders_are_refused(folder, tmp_path):
     """With what is missing, by name."""
-    with pytest.raises(PublishError, match=r"holds no finished student: neither model_index.json nor pytorch_lora"):
+    with pytest.raises(
+        PublishError, match=r"does not contain a finished student: there is neither model_index.json nor pytorch_lora"
+    ):
         published_files(tmp_path)
     (folder / "pipeline.py").unlink()
     (folder / f"{UNET}.safetensors").unlink()
