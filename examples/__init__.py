@@ -1,1 +1,1 @@
-"""What can be run at once: the tiny world and the demo."""
+"""Examples that run on a CPU: the tiny world, the demo, the live page and the showcase."""

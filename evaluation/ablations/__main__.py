@@ -54,7 +54,7 @@ def make_ablations_parser() -> OneLineParser:
     add("--dry_run", action="store_true", help="Print the commands of all rows without running them.")
     tiny = parser.add_argument_group("tiny world").add_argument
     tiny("--tiny_dir", type=Path, default=None, help="Output folder of `python -m examples.tiny.build`.")
-    tiny("--tiny_sdxl_dir", type=Path, default=None, help="Output folder of the same with --layout sdxl, for table e.")
+    tiny("--tiny_sdxl_dir", type=Path, default=None, help="The same with --layout sdxl, for table e.")
     tiny("--num_samples", type=int, default=500, help="Number of images per measurement (default: 500).")
     real = parser.add_argument_group("real models").add_argument
     real("--base", default=None, help="Hub id or folder of student and teacher, to be used instead of the tiny world.")

@@ -16,12 +16,12 @@ def expected_share(rating: np.ndarray | float, other: np.ndarray | float) -> np.
 
 
 def play_games(games: np.ndarray, num_players: int, start: float = START, k: float = K) -> np.ndarray:
-    """Ratings after several series of games at once: R_i' = R_i + K (S_i - E_i), game by game.
+    """Compute the ratings after several series of games: R_i' = R_i + K (S_i - E_i) for each game.
 
     Args:
-        games: `(rounds, N, 3)`, the games of every round in the order played. A tie counts as S = 1/2.
-        num_players: P.
-        start: every player's first rating.
+        games: `(rounds, N, 3)`, the games of each round in the order played. A tie counts as S = 1/2.
+        num_players: number of players P.
+        start: initial rating of all players.
         k: weight of one game.
 
     Returns:
@@ -45,7 +45,7 @@ def elo_scores(games: np.ndarray, num_players: int, rounds: int = ROUNDS, seed: 
 def elo_interval(games: np.ndarray, num_players: int, rounds: int = ROUNDS, seed: int = 0) -> np.ndarray:
     """95 % interval of the ELO scores `(P, 2)`: percentiles over resamplings of the games with replacement.
 
-    Shuffling alone shows how much the order matters, not what other voters might have said.
+    Shuffling only shows the influence of the order, not the variation between voters.
     """
     generator = np.random.default_rng(seed)
     resampled = games[generator.integers(len(games), size=(rounds, len(games)))]

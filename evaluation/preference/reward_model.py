@@ -26,7 +26,7 @@ def score_images(model: ClipEncoder, run: Run, num_prompts: int, batch_size: int
 def vote_by_reward(store: Store, voter: str, scores: dict[str, Tensor]) -> tuple[int, int]:
     """Vote on all tasks that `voter` has not voted on yet, for the image with the larger reward.
 
-    Equal rewards give no vote. A model has one reward, so it answers all questions alike.
+    Equal rewards give no vote. A model has one reward, so its votes are the same for all questions.
 
     Args:
         store: the study.

@@ -37,7 +37,7 @@ def connect_study(path: Path, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Con
 
     Args:
         path: SQLite file; made if it does not exist.
-        busy_seconds: how long any statement waits for a lock of another program.
+        busy_seconds: seconds that a statement waits for a lock of another program.
 
     Raises:
         EvaluationError: the file is no study, is locked, or is of a newer version.

@@ -41,7 +41,7 @@ class StudyServer:
         port: 0 takes a free one.
 
     Raises:
-        EvaluationError: the address or the port cannot be had.
+        EvaluationError: the server cannot listen on the address or port.
     """
 
     def __init__(self, app: Starlette, host: str, port: int):

@@ -1,7 +1,7 @@
-"""The votes of a study, in SQLite: each once, and on the disk before the voter is told that it was taken.
+"""Store of the votes of a study in SQLite: each vote is counted once, and on the disk before it is confirmed.
 
-A task is a pair of runs, a prompt and a question. Showing it to a voter makes an assignment: which image is on the left
-is drawn then and kept, so a reloaded page shows the same. A vote fills the assignment, once.
+A task is a pair of runs, a prompt and a question. When it is shown to a voter, an assignment is created with a random
+order of the two images, so that a reloaded page shows the same. Each assignment takes one vote.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ class Store:
         path: SQLite file; made if it does not exist.
         study: JSON values that say what is compared: `runs` and `prompts_sha256`.
         num_prompts: prompts that every pair of runs is compared on.
-        busy_seconds: how long a request waits for a lock before it is a `StudyBusyError`.
+        busy_seconds: seconds that a request waits for a lock before it raises a `StudyBusyError`.
 
     Raises:
         EvaluationError: the file holds another study.
@@ -106,7 +106,7 @@ class Store:
         """Add a voter, and return the secret that identifies the voter. The file only stores its hash.
 
         Args:
-            participant: what the link to the page said of the voter, for the one who runs the study.
+            participant: name of the voter in the link to the page, for the person who runs the study.
         """
         secret = secrets.token_urlsafe(32)
         with self._transaction() as cursor:

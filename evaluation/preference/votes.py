@@ -25,7 +25,7 @@ def read_votes(path: Path) -> list[dict[str, Any]]:
     """Read all votes in the order in which they were given.
 
     Returns:
-        Each vote's `voter`, `participant` (what the link said, or None), `judge`, `question`, `prompt`, `is_check`,
+        Each vote's `voter`, `participant` (the name in the link, or None), `judge`, `question`, `prompt`, `is_check`,
         `passed` (of a check, else None), `tie`, `winner` and `loser`; in a tie these two are the pair in any order.
     """
     rows = connect_study(path).execute(

@@ -23,7 +23,7 @@ def dataset_fingerprint(rows: datasets.Dataset | datasets.IterableDataset) -> st
     replaced by one of another size. Images are not opened; a million files take seconds on a local disk.
 
     Args:
-        rows: what `training.data.dataset.load_image_text_dataset` returns.
+        rows: result of `training.data.dataset.load_image_text_dataset`.
 
     Returns: 64 hexadecimal digits; None for a stream, whose content is unknown before it is read. Compare its name,
     revision and split instead.

@@ -25,9 +25,9 @@ class DataOptions:
     dataset_split: str = flag("train", "Split of the data set to train on.", resume=FIXED)
     train_data_dir: str | None = flag(
         None,
-        "Folder that contains the training data: images with a metadata.jsonl (.csv, .parquet) that has the column "
-        "`file_name` and the caption column, images with a .txt file beside each of them, WebDataset .tar shards, or a "
-        "data set written by save_to_disk.",
+        "Folder with the training data: images and a metadata.jsonl (.csv, .parquet) with a `file_name` column "
+        "and the caption column, images with a .txt file beside each of them, WebDataset .tar shards, or a data set "
+        "written by save_to_disk.",
         resume=FIXED,
     )
     image_column: str = flag(

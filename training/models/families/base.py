@@ -76,7 +76,7 @@ class Family:
         return self.vae_config.get("scaling_factor", 0.18215)
 
     def _loading(self) -> AbstractContextManager:
-        return loading(self.flag, self.name, f"a whole {self.stock_class} in diffusers' layout")
+        return loading(self.flag, self.name, f"a complete {self.stock_class} in diffusers' layout")
 
     def _loading_vae(self) -> AbstractContextManager:
         if self.vae_name is None:
@@ -84,7 +84,7 @@ class Family:
         return loading("pretrained_vae_model_name_or_path", self.vae_name, "an AutoencoderKL")
 
     def _vae_source(self) -> dict:
-        """Arguments to load the autoencoder, from a subfolder of the repo or from a repo of its own."""
+        """Arguments to load the autoencoder, from a subfolder of the repo or from a separate repo."""
         if self.vae_name is None:
             return {"pretrained_model_name_or_path": self.name, "subfolder": "vae", **self.where}
         where = {"revision": self.vae_revision, "cache_dir": self.where["cache_dir"]}
