@@ -24,7 +24,8 @@ class RunState:
         step: iterations done.
         position: samples consumed from the stream, over all processes.
         skipped: iterations of which a step was skipped for a non-finite loss or gradient.
-        replaced: unreadable images and missing captions that were replaced by another sample.
+        replaced: unreadable images and missing captions that were replaced by another sample, over all processes.
+        enlarged: images that are smaller than the resolution, over all processes; each time that one was read.
         changed: fixed options that a resumed run has changed knowingly, as "--flag: before -> after".
     """
 
@@ -33,13 +34,13 @@ class RunState:
     position: int = 0
     skipped: int = 0
     replaced: int = 0
+    enlarged: int = 0
     changed: list[str] = field(default_factory=list)
 
-    def advance(self, loaded: list[dict[str, Any]], effective_batch_size: int) -> None:
-        """Count one iteration, whose micro-batches are `loaded`."""
+    def advance(self, effective_batch_size: int) -> None:
+        """Count one iteration. What the processes count apart, `training.progress` adds up every few iterations."""
         self.step += 1
         self.position += effective_batch_size
-        self.replaced += sum(samples["replaced"] for samples in loaded)
 
 
 def pack_run(
@@ -87,4 +88,8 @@ def unpack_run(checkpoint: Checkpoint, players: Players, accelerator: Accelerato
     if accelerator.scaler is not None and saved["scaler"] is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
     names = ("seed", "step", "position", "skipped", "replaced")
-    return RunState(**{name: saved[name] for name in names}, changed=list(saved.get("changed", ())))
+    return RunState(
+        **{name: saved[name] for name in names},
+        enlarged=saved.get("enlarged", 0),  # checkpoints of earlier versions did not count them
+        changed=list(saved.get("changed", ())),
+    )
