@@ -65,6 +65,15 @@ def image(pipe):
     ).images  # fmt: skip
 
 
+def test_a_finished_student_starts_a_new_run(world, student, tmp_path):
+    """With another teacher, in its own folder: docs/troubleshooting.md, "Resume with other flags"."""
+    prepared = prepare_run(world, tmp_path / "out", "--pretrained_student_model", student)
+    weights, teacher = load_file(student / UNET), load_file(world / "teacher" / UNET)
+    assert all(torch.equal(prepared.networks.student.state_dict()[name], value) for name, value in weights.items())
+    assert all(torch.equal(prepared.networks.teacher.state_dict()[name], value) for name, value in teacher.items())
+    assert prepared.state.step == 0
+
+
 def differ(a, b):
     return (a - b).abs().max() > 1e-3
 
