@@ -213,7 +213,7 @@ def train(options: Options, family: type[Family]) -> None:
             # The dropout of an adapter is the only operation that uses the global random state.
             set_seed(derive_seed(run.state.seed, run.state.step, accelerator.process_index, 2) % 2**32)
             figures, skipped = iteration(run.players, batches, run.state.step % GRADIENTS_EVERY == 0)
-            run.state.advance(loaded, run.effective_batch_size)
+            run.state.advance(run.effective_batch_size)
             progress.add(figures, skipped, loaded)
 
             is_last = run.state.step == run.total_steps

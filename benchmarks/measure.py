@@ -49,7 +49,7 @@ def time_iterations(options: Options, family: type[Family], iterations: int, war
 
     def iterate(samples: dict) -> None:
         iteration(run.players, [run.make_batch(samples, run.state.step)])
-        run.state.advance([samples], batch_size)
+        run.state.advance(batch_size)
 
     for samples in loaded[:warmup]:
         iterate(samples)

@@ -9,6 +9,7 @@ from evaluation.ablations.findings import COLLAPSE, FINDINGS, MARGIN, Sample
 from evaluation.ablations.run import Job, read_figures
 from evaluation.ablations.tables import DEFAULT, TABLES, AblationRow
 from evaluation.ablations.worlds import World, missing_for
+from training.markdown import code_block, code_span, escape_markdown
 
 Results = dict[tuple[str, int], dict[str, Sample]]  # (run, sampling steps) to figures over the seeds
 
@@ -94,6 +95,10 @@ def results_json(letters: list[str], jobs: list[Job], results: Results, facts: d
     }
 
 
+def _failures(failed: dict[str, str]) -> str:
+    return "\n".join(f"- {escape_markdown(name)}: {escape_markdown(message)}" for name, message in failed.items())
+
+
 def ablations_markdown(
     letters: list[str],
     world: World,
@@ -114,6 +119,7 @@ def ablations_markdown(
         _line([entry["table"], entry["finding"], f"**{entry['verdict']}**"])
         for entry in judge_findings(letters, results)
     ]
+    environment = ", ".join(f"{key} {value}" for key, value in facts["environment"].items())
     parts = [
         "# The paper's ablations (Table 1), run again",
         f"Ours: mean ± standard deviation over seeds; {world.protocol}, one sampling step. Paper: FID and CLIP score "
@@ -128,10 +134,10 @@ def ablations_markdown(
         "## Tables",
         *(ablation_table(letter, world, results) for letter in letters),
         steps_table(letters, world, results),
-        *(["## Failed", "\n".join(f"- {name}: {message}" for name, message in failed.items())] if failed else []),
+        *(["## Failed", _failures(failed)] if failed else []),
         "## How to repeat",
-        "All of it: " + f"`{facts['command']}`. AblationRow by row:",
-        "```sh\n" + "\n".join(map(shlex.join, [*facts["preparations"], *(job.command for job in jobs)])) + "\n```",
-        "Measured with " + ", ".join(f"{key} {value}" for key, value in facts["environment"].items()) + ".",
+        f"All of it: {code_span(facts['command'])}. Row by row:",
+        code_block("\n".join(map(shlex.join, [*facts["preparations"], *(job.command for job in jobs)])), "sh"),
+        f"Measured with {escape_markdown(environment)}.",
     ]
     return "\n\n".join(parts) + "\n"

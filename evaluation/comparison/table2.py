@@ -8,6 +8,7 @@ import diffusers
 from diffusers import DiffusionPipeline
 
 from evaluation.tiny.systems import System, SystemFigures
+from training.markdown import code_block, escape_markdown
 
 STEPS = (1, 2, 4)
 
@@ -117,7 +118,7 @@ def table2_markdown(
         "floor. Agreement: share of images of the class that the caption names. Seconds: one image at batch 1. The "
         "paper's figures are of SD 1.5 on COCO at 512 pixels: compare the order, not the numbers.",
         "## How to repeat",
-        "```sh\n" + "\n".join(commands) + "\n```",
-        "Measured with " + ", ".join(f"{key} {value}" for key, value in notes.items()) + ".",
+        code_block("\n".join(commands), "sh"),
+        "Measured with " + escape_markdown(", ".join(f"{key} {value}" for key, value in notes.items())) + ".",
     ]
     return "\n\n".join(parts) + "\n"

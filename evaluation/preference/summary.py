@@ -7,7 +7,7 @@ import numpy as np
 
 from evaluation.errors import EvaluationError
 from evaluation.preference.elo import elo_interval, elo_scores, tie_counts, win_counts, win_rate
-from evaluation.reports.markdown import escape_markdown, markdown_table
+from training.markdown import escape_markdown, markdown_table
 
 Votes = list[dict[str, Any]]
 

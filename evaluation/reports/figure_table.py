@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.errors import EvaluationError
-from evaluation.reports.markdown import escape_markdown, markdown_table
 from evaluation.runs.run import Run, format_size
+from training.markdown import escape_markdown, markdown_table
 
 
 @dataclass(frozen=True)

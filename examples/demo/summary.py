@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from evaluation.tiny.systems import SystemFigures
+from training.markdown import code_block, escape_markdown
 
 PAPER_RATIO = 0.98  # Table 2: FID 19.7 of ADD-M in one step against 20.1 of DPM-Solver in 25
 
@@ -50,7 +51,7 @@ def systems_table(rows: list[SystemFigures]) -> str:
 def report_markdown(rows: list[SystemFigures], environment: dict, commands: list[str], training: Path | None) -> str:
     """The text of `report.md`. `training` is the image of the training curves, if any."""
     curves = f"![curves of the training run]({training.name})" if training else "No tensorboard event files were found."
-    systems = ", ".join(f"{key} {value}" for key, value in environment.items())
+    systems = escape_markdown(", ".join(f"{key} {value}" for key, value in environment.items()))
     return f"""# ADD on the tiny world: one step of the student beside the teacher
 
 **{reach_verdict(rows)["text"]}**
@@ -73,9 +74,7 @@ def report_markdown(rows: list[SystemFigures], environment: dict, commands: list
 
 ## How to repeat
 
-```sh
-{chr(10).join(commands)}
-```
+{code_block(chr(10).join(commands), "sh")}
 
 Measured with {systems}.
 """

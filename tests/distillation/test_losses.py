@@ -148,11 +148,12 @@ def test_accumulated_batch_is_the_same_batch(world, tmp_path, monkeypatch):
     monkeypatch.setattr("discriminator.heads.virtual_batch_norm", lambda x, weight, bias, *a, **k: x)
     # Spectral norm's power iteration runs once a forward, so four forwards would see four estimates.
     extra = ("--learning_rate", 1e-4, "--discriminator_learning_rate", 1e-4, "--max_grad_norm", 1e9)
-    results = []
+    results, norms = [], []
     for batch_size, count in ((4, 1), (1, 4)):
         prepared = prepare_run(world, tmp_path / "out", *extra)
         prepared.players.heads.eval()
-        iteration(prepared.players, make_batches(prepared, batch_size, count))
+        figures, _ = iteration(prepared.players, make_batches(prepared, batch_size, count))
+        norms.append([figures[f"gradient_norm/{player}"].item() for player in ("student", "discriminator")])
         results.append(
             [p.detach().clone() for m in (prepared.players.student, prepared.players.heads) for p in m.parameters()]
         )
@@ -162,6 +163,8 @@ def test_accumulated_batch_is_the_same_batch(world, tmp_path, monkeypatch):
     difference = torch.cat([(a - b).flatten() for a, b in zip(*results)])
     # Adam divides by the gradient's size, so the few weights with a vanishing gradient may differ by a step.
     assert difference.norm() < 0.02 * moved.norm()
+    # And for the same reason it hides a factor that all gradients have in common.
+    assert norms[0] == pytest.approx(norms[1], rel=1e-2)
 
 
 @pytest.mark.parametrize("weighting", ["exponential", "sds", "uniform", "nfsd"])

@@ -72,6 +72,15 @@ def broken_inline_code(text):
                 yield f"`{code}`: no flag {flag}"
 
 
+def broken_tests(text, path):
+    """Tests that a table names after a link to their file, and that are not there."""
+    for target, names in re.findall(r"\]\(([^)]+\.py)\): ((?:`test_\w+`(?:, )?)+)", text):
+        source = (path.parent / target).read_text()
+        for name in re.findall(r"test_\w+", names):
+            if not re.search(rf"^ *def {name}\(", source, re.MULTILINE):
+                yield f"{target}: no {name}"
+
+
 @every_document
 def test_links_lead_somewhere(path):
     assert list(broken_links(path.read_text(), path)) == []
@@ -90,6 +99,16 @@ def test_python_examples_import_what_exists(path):
 @every_document
 def test_code_in_the_text_names_what_exists(path):
     assert list(broken_inline_code(path.read_text())) == []
+
+
+def test_every_case_of_reliability_has_a_test_that_exists():
+    path = ROOT / "docs" / "reliability.md"
+    text = path.read_text()
+    rows = [line for line in text.splitlines() if re.match(r"\|[ \d]+\|", line)]
+    cases = [int(number) for line in rows if (number := line.split("|")[1].strip())]
+    assert cases == [number for number in range(1, 46) if number not in (19, 31)]
+    assert all(re.search(r"\.py\): `test_", line) for line in rows)
+    assert list(broken_tests(text, path)) == []
 
 
 @pytest.mark.parametrize(
@@ -133,6 +152,9 @@ def test_other_mistakes_are_found(tmp_path):
         "page.md#two: no such heading",
         "other.md: no such file",
     ]
+    tests = "[a](test_page.py): `test_one`, `test_two`; [a](test_page.py): `test_three`"
+    (tmp_path / "test_page.py").write_text("def test_one():\n    pass\n")
+    assert list(broken_tests(tests, path)) == ["test_page.py: no test_two", "test_page.py: no test_three"]
     assert len(list(broken_python("```python\nfrom pipelines import ADDPipeline, NoPipeline\n```\n"))) == 1
     code = "`training/none.py` `training/errors.py` `make dome` `python -m evaluations` `--no_such_flag` `--resolution`"
     assert len(list(broken_inline_code(code))) == 4

@@ -129,6 +129,14 @@ def test_accumulated_gradients_are_exchanged_once(world, tmp_path):
     assert traffic(tmp_path, world, "--train_batch_size", 2, "--gradient_accumulation_steps", 4) == 1
 
 
+def test_counts_of_the_data_are_those_of_all_ranks(world, tmp_path):
+    """8 samples at two ranks; the one of them that cannot be read and the two small ones are counted once each."""
+    tiny_world.write_flawed_images(tmp_path / "data")
+    launch(world, tmp_path / "out", 2, "--train_data_dir", tmp_path / "data", "--max_train_steps", 1)
+    state = load_checkpoint(tmp_path / "out" / "checkpoint-1").state
+    assert (state["replaced"], state["enlarged"]) == (1, 2)
+
+
 def test_ranks_that_see_different_checkpoints_end_with_one_message(world, tmp_path):
     """One of them has an older folder: both end, in bounded time, and say what they see."""
     run(world, tmp_path / "0", "--checkpointing_steps", 1, "--max_train_steps", 2)

@@ -8,6 +8,7 @@ import train_add
 import train_add_sdxl
 from tests.support.runs import run
 from training.models.families import Family
+from training.options import refusals
 
 
 def refused(script, capsys, *argv):
@@ -77,6 +78,9 @@ def refused(script, capsys, *argv):
         (("--dataset_name", "x", "--export_single_file", "a.ckpt"), "--export_single_file got 'a.ckpt': give a file"),
         (("--dataset_name", "x", "--export_single_file", "a.safetensors", "--use_lora"), "add --fuse_lora"),
         (("--dataset_name", "x", "--teacher_precision", "4bit", "--distillation_weight", 0), "4bit.*loads no teacher"),
+        (("--dataset_name", "x", "--mixed_precision", "fp16"), "--mixed_precision got 'fp16': fp16 needs a GPU"),
+        (("--dataset_name", "x", "--report_to", "comet_ml"), "--report_to got 'comet_ml': it is not installed: pip in"),
+        (("--dataset_name", "x", "--report_to", "wandbb"), "--report_to got 'wandbb': choose from tensorboard, wandb"),
         (("--dataset_name", "x", "--enable_xformers_memory_efficient_attention"), "xformers needs a GPU"),
     ],
 )  # fmt: skip
@@ -84,6 +88,14 @@ def refused(script, capsys, *argv):
 def test_refused_before_anything_is_loaded(capsys, argv, message, module):
     error = refused(module, capsys, *argv)
     assert re.search(message, error.replace("\n", " ")), error
+    assert "hf_secret" not in error
+
+
+def test_a_token_is_not_given_to_all_trackers_where_one_would_store_it(capsys, monkeypatch):
+    monkeypatch.setattr(refusals, "find_spec", lambda name: name)
+    flags = ("--dataset_name", "x", "--push_to_hub", "--hub_token", "hf_secret", "--report_to", "all")
+    error = refused(train_add, capsys, *flags)
+    assert "hf auth login" in error
     assert "hf_secret" not in error
 
 

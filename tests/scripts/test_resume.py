@@ -56,31 +56,31 @@ def straight(script, tmp_path_factory):
     return output_dir
 
 
-def killer(script, output_dir, at_iteration, *extra):
-    """Run in a process that kills itself with SIGKILL once `at_iteration` has been computed."""
+def killer(script, output_dir, at_iteration, *extra, before="iteration"):
+    """Run in a process that kills itself with SIGKILL where, after `at_iteration` calls, `before` is called again."""
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch; torch.set_num_threads(1)
 import train_add, {script.module.__name__} as script
-original, computed = train_add.iteration, []
+original, computed = train_add.{before}, []
 def deadly(*args):
     if len(computed) == {at_iteration}:
         os.kill(os.getpid(), signal.SIGKILL)
     computed.append(None)
     return original(*args)
-train_add.iteration = deadly
+train_add.{before} = deadly
 script.main(sys.argv[1:])
 """
     argv = tiny_world.flags(script.world, output_dir, *RUN, *extra)
     return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-@pytest.mark.parametrize("at_iteration", [3, 6])
-def test_killed_and_resumed_is_bit_equal(script, straight, tmp_path, at_iteration):
-    """SIGKILL in mid-epoch (and across its end), then --resume_from_checkpoint latest."""
+@pytest.mark.parametrize(("at_iteration", "before"), [(3, "iteration"), (5, "student_step"), (6, "iteration")])
+def test_killed_and_resumed_is_bit_equal(script, straight, tmp_path, at_iteration, before):
+    """SIGKILL in mid-epoch, between the two players' steps, and across an epoch's end; then it is resumed."""
     output_dir = tmp_path / "out"
-    assert killer(script, output_dir, at_iteration).returncode == -signal.SIGKILL
+    assert killer(script, output_dir, at_iteration, before=before).returncode == -signal.SIGKILL
     assert (output_dir / f"checkpoint-{at_iteration // 2 * 2}").is_dir()
     assert not (output_dir / "model_index.json").exists()
     script.run(output_dir, *RUN, "--resume_from_checkpoint", "latest")

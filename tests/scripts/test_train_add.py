@@ -62,6 +62,17 @@ def test_validation_grids_and_tensorboard(script, tmp_path):
     assert events.Tags()["images"] == ["validation"]
 
 
+def test_counted_facts_of_the_data_reach_the_trackers(world, tmp_path):
+    """Replaced and enlarged samples; a resumed run continues the counts."""
+    tiny_world.write_flawed_images(tmp_path / "data")
+    flags = ("--train_data_dir", tmp_path / "data", "--report_to", "tensorboard", "--resume_from_checkpoint", "latest")
+    for epochs in (1, 2):
+        run(world, tmp_path / "out", *flags, "--max_train_steps", 2 * epochs)  # 2 x 4 samples: all 8, once an epoch
+        events = EventAccumulator(str(tmp_path / "out" / "logs" / "add")).Reload()
+        assert events.Scalars("replaced_samples")[-1].value == epochs
+        assert events.Scalars("enlarged_samples")[-1].value == 2 * epochs
+
+
 @pytest.mark.parametrize(
     "extra",
     [

@@ -73,6 +73,15 @@ def write_images(folder: Path, count: int) -> None:
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def write_flawed_images(folder: Path) -> None:
+    """8 pictures as `write_images` makes them, of which the first cannot be read and the last two are half as large."""
+    write_images(folder, 8)
+    (folder / "000.png").write_bytes(b"no picture")
+    for name in ("006.png", "007.png"):
+        with Image.open(folder / name) as image:
+            image.resize((16, 16)).save(folder / name)
+
+
 def flags(world: Path, output_dir: Path, *extra: object) -> list[str]:
     """The flags of a short run in `world`; `extra` ones come last and win."""
     return [

@@ -13,6 +13,7 @@ from training.optimization import (
     learning_rate_schedule,
     student_optimizer,
 )
+from training.options.derived import learning_rate
 
 FLAGS = ("--pretrained_teacher_model", "x", "--learning_rate", 0.1, "--discriminator_learning_rate", 0.2,
          "--adam_weight_decay", 0, "--lr_scheduler", "linear", "--lr_warmup_steps", 0)  # fmt: skip
@@ -47,6 +48,26 @@ def test_non_finite_step_is_skipped_and_the_next_is_taken(eight_bit, bad):
     assert skipped == 0
     assert not torch.equal(network.weight, before)
     assert network.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("eight_bit", [False, True])
+def test_a_non_finite_loss_at_another_process_skips_the_step_here(monkeypatch, eight_bit):
+    """The loss and the gradients of this process are finite; the mean of the losses over processes is not."""
+    network, updater = make_updater(eight_bit)
+    before = network.weight.detach().clone()
+    loss = network(torch.ones(2, 64)).sum()
+    loss.backward()
+    asked = []
+
+    def reduce(tensor, reduction):
+        asked.append(reduction)
+        return (tensor + float("nan")) / 2
+
+    monkeypatch.setattr(updater.accelerator, "reduce", reduce)
+    _, skipped = updater.update(loss)
+    assert skipped == 1
+    assert asked == ["mean"]
+    assert torch.equal(network.weight, before)
 
 
 def test_norm_is_that_before_the_clip_and_the_rate_moves_once():
@@ -104,6 +125,13 @@ def test_scaler_that_finds_no_scale_ends_the_run(scale):
     with pytest.raises(GradientScaleError, match=r"in up to (20|30) updates in a row.*--mixed_precision bf16 or no"):
         update_with(network, updater, float("nan"), 40)
     assert torch.equal(network.weight, before)
+
+
+def test_an_adapter_has_a_higher_rate_by_default():
+    required = ("--pretrained_teacher_model", "x")
+    assert learning_rate(options_of(*required)) == 1e-5
+    assert learning_rate(options_of(*required, "--use_lora")) == 1e-4
+    assert learning_rate(options_of(*required, "--use_lora", "--learning_rate", 3e-5)) == 3e-5
 
 
 def test_discriminator_optimizer_is_adam_without_decay():

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 READ_EVERY = 10  # iterations between reads of the running figures; each read waits for the device
 LOG_SECONDS = 30  # seconds between log lines if there is no progress bar
+COUNTED = ("replaced", "enlarged")  # facts of the data that each process counts in its own samples
 SHOWN = {"D": "loss/discriminator", "G": "loss/adversarial", "distill": "loss/distillation"}
 
 
@@ -34,6 +36,7 @@ class Progress:
     def __init__(self, run: Run):
         self.run, self.skipped_before = run, run.state.skipped
         self.metrics = Metrics()
+        self.counts = dict.fromkeys(COUNTED, 0)  # at this process, since the last call of `show`
         self.recent_ids: deque[list[int]] = deque(maxlen=READ_EVERY)
         self.has_bar = run.accelerator.is_local_main_process and sys.stderr.isatty()
         self.bar = tqdm(
@@ -52,11 +55,13 @@ class Progress:
         """
         self.metrics.add(figures)
         self.metrics.skip(skipped)
+        for name in COUNTED:
+            self.counts[name] += sum(samples[name] for samples in loaded)
         self.recent_ids.append([int(i) for samples in loaded for i in samples["sample_ids"]])
         self.bar.update(1)
 
     def show(self) -> None:
-        """Log the means since the last call.
+        """Log the means since the last call, and the counts since the run began. Processes wait here for each other.
 
         Raises:
             NonFiniteError: `--max_skipped_steps` or more iterations in a row were not finite.
@@ -66,14 +71,24 @@ class Progress:
             return
         run, state = self.run, self.run.state
         state.skipped = self.skipped_before + skipped
+        self._add_up_counts()
         values["images_per_second"] = self._iterations_per_second() * run.effective_batch_size
-        values["skipped_steps"], values["replaced_samples"] = state.skipped, state.replaced
+        values["skipped_steps"] = state.skipped
+        values["replaced_samples"], values["enlarged_samples"] = state.replaced, state.enlarged
         for name, updater in run.players.updaters.items():
             values[f"learning_rate/{name}"] = updater.schedule.get_last_lr()[0]
         run.accelerator.log(values, step=state.step)
         self._show(values)
         if longest >= run.options.optimization.max_skipped_steps:
             raise NonFiniteError(self._explain(longest))
+
+    def _add_up_counts(self) -> None:
+        """Move the counts of all processes into the run's state."""
+        counts = torch.tensor([self.counts[name] for name in COUNTED], device=self.run.accelerator.device)
+        totals: Any = self.run.accelerator.reduce(counts, "sum")
+        for name, total in zip(COUNTED, totals.tolist()):
+            setattr(self.run.state, name, getattr(self.run.state, name) + total)
+        self.counts = dict.fromkeys(COUNTED, 0)
 
     def close(self) -> None:
         """Close the progress bar."""

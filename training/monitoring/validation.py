@@ -52,6 +52,11 @@ class Validator:
         self.run = run
         self.prompts, self.size = run.options.validation.validation_prompts or (), run.options.data.resolution
         self.teacher_rows: dict[str, list[Image.Image]] | None = None
+        if len(self.prompts) > 1 and not any(" " in prompt for prompt in self.prompts):
+            logger.warning(
+                "--validation_prompts got %d prompts of one word each: %s. A prompt of several words needs quotation "
+                "marks", len(self.prompts), ", ".join(self.prompts),
+            )  # fmt: skip
 
     def validate(self) -> None:
         """Write a grid for this iteration to `validation/step-N.png` in `--output_dir` and to the trackers."""

@@ -24,7 +24,8 @@ class RunState:
         step: number of finished iterations.
         position: number of samples consumed from the stream, over all processes.
         skipped: number of iterations in which a step was skipped because of a non-finite loss or gradient.
-        replaced: number of samples with an unreadable image or missing caption that were replaced by another sample.
+        replaced: number of samples with an unreadable image or missing caption that were replaced, over all processes.
+        enlarged: number of samples whose image was smaller than the resolution, over all processes.
         changed: fixed options that were changed with `--allow_changed`, as "--flag: before -> after".
     """
 
@@ -33,13 +34,13 @@ class RunState:
     position: int = 0
     skipped: int = 0
     replaced: int = 0
+    enlarged: int = 0
     changed: list[str] = field(default_factory=list)
 
-    def advance(self, loaded: list[dict[str, Any]], effective_batch_size: int) -> None:
-        """Count one iteration with the micro-batches `loaded`."""
+    def advance(self, effective_batch_size: int) -> None:
+        """Count one iteration. `training.monitoring.progress` adds up the counts of the processes every few steps."""
         self.step += 1
         self.position += effective_batch_size
-        self.replaced += sum(samples["replaced"] for samples in loaded)
 
 
 def pack_run(
@@ -51,7 +52,7 @@ def pack_run(
     sample's position in the stream.
 
     Args:
-        arguments: flags and facts by name, from `training.resume.run_arguments`.
+        arguments: flags and facts by name, from `training.run.resume.run_arguments`.
     """
     trainable = players.trainable()
     tensors: Groups = {"student": {name: p.detach() for name, p in trainable.items()}}
@@ -87,4 +88,8 @@ def unpack_run(checkpoint: Checkpoint, players: Players, accelerator: Accelerato
     if accelerator.scaler is not None and saved["scaler"] is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
     names = ("seed", "step", "position", "skipped", "replaced")
-    return RunState(**{name: saved[name] for name in names}, changed=list(saved.get("changed", ())))
+    return RunState(
+        **{name: saved[name] for name in names},
+        enlarged=saved.get("enlarged", 0),  # checkpoints of earlier versions did not count them
+        changed=list(saved.get("changed", ())),
+    )

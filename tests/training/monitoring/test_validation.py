@@ -1,9 +1,12 @@
 """The labelled sample grids."""
 
+from types import SimpleNamespace
+
+import pytest
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 
-from tests.support.runs import prepare_run
+from tests.support.runs import options_of, prepare_run
 from training.monitoring.validation import CELL, VALIDATION_STEPS, Validator, make_grid
 
 RED, BLUE = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (32, 32), "blue")
@@ -38,6 +41,15 @@ def test_rows_of_a_run(world, tmp_path):
     assert (tmp_path / "out/validation/step-1.png").read_bytes() == first
     assert len(teacher) == 2
     assert len(VALIDATION_STEPS) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompts", "warns"), [(("a", "thin", "two"), True), (("a thin two", "three"), False), (("two",), False)]
+)
+def test_a_prompt_without_quotation_marks_is_noticed(caplog, prompts, warns):
+    options = options_of("--pretrained_teacher_model", "x", "--validation_prompts", *prompts)
+    Validator(SimpleNamespace(options=options))
+    assert ("3 prompts of one word each: a, thin, two" in caplog.text) == warns
 
 
 def test_without_a_teacher_there_is_no_teachers_row(world, tmp_path):

@@ -35,6 +35,27 @@ def other(value):
 FIXED = [flag.name for flag in all_flags() if flag.resume is Resume.FIXED]
 
 
+# Each of these decides what is trained. The test below would not miss one that is declared free to change.
+DECISIVE = """
+dataset_name dataset_config_name dataset_revision dataset_split train_data_dir image_column caption_column
+max_train_samples streaming resolution center_crop random_flip
+pretrained_teacher_model revision variant pretrained_student_model student_revision student_variant student_init
+use_lora lora_rank lora_alpha lora_dropout lora_target_modules
+student_timesteps student_timestep_probabilities zero_terminal_snr adversarial_weight distillation_weight
+distillation_weighting distillation_space teacher_guidance_scale teacher_steps teacher_timestep_range negative_prompt
+discriminator_feature_model discriminator_text_model discriminator_image_model discriminator_input_size
+discriminator_learning_rate discriminator_adam_beta1 discriminator_adam_beta2 r1_gamma discriminator_norm
+reconstruct_real no_diffaugment condition_image_at_last_timestep
+learning_rate scale_lr lr_scheduler lr_warmup_steps lr_num_cycles lr_power use_8bit_adam adam_beta1 adam_beta2
+adam_weight_decay adam_epsilon max_grad_norm use_ema ema_decay seed
+mixed_precision allow_tf32 teacher_precision decode_crop_size decode_crop_halo pretrained_tiny_vae_model
+"""
+
+
+def test_what_decides_on_the_training_is_fixed():
+    assert set(DECISIVE.split()) <= set(FIXED)
+
+
 @pytest.mark.parametrize("name", FIXED)
 def test_every_fixed_flag_is_refused_when_it_changes(name):
     saved = options().recorded()[name]

@@ -1,9 +1,14 @@
 """The accelerator of a run: what it sets for the process."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from accelerate import DistributedType
 
 from tests.support.runs import options_of
+from training.errors import OptionError
+from training.processes import accelerator
 from training.processes.accelerator import make_accelerator
 
 
@@ -25,3 +30,11 @@ def test_tf32_is_what_the_flag_says_for_products_and_convolutions(tmp_path, allo
     expected = "tf32" if allowed else ("ieee", "none")
     assert torch.backends.cuda.matmul.fp32_precision in expected
     assert torch.backends.cudnn.conv.fp32_precision in expected
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_sharded_training_is_refused(monkeypatch, kind):
+    monkeypatch.setattr(accelerator, "Accelerator", lambda **_: SimpleNamespace(distributed_type=kind))
+    flags = ["--pretrained_teacher_model", "x", "--report_to", "none"]
+    with pytest.raises(OptionError, match=f"got distributed_type {kind.value}: two networks"):
+        make_accelerator(options_of(*flags))

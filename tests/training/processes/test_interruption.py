@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from training.processes.interruption import Interrupted
+from training.processes.interruption import UNDER_ACCELERATE, Interrupted
 
 ROOT = Path(__file__).parents[3]
 TIMEOUT = 180  # seconds
@@ -86,6 +86,31 @@ def test_an_ignored_signal_stays_ignored():
         "    print(interruption.received)\n"
     )
     assert finish(process) == ("0\n", "")
+
+
+@pytest.mark.parametrize(("environment", "noted"), [({UNDER_ACCELERATE: "default"}, signal.SIGTERM), ({}, 0)])
+def test_a_parent_that_ends_is_noted_if_it_is_a_launcher(environment, noted):
+    """A run that was started by hand outlives its shell, as with `nohup`."""
+    process = start(
+        """
+from accelerate import Accelerator
+from training.processes.interruption import Interruption
+accelerator, parent, (ready, entered) = Accelerator(cpu=True), os.getpid(), os.pipe()
+if os.fork():
+    os.read(ready, 1)
+    os._exit(0)
+with Interruption() as interruption:
+    print(interruption.agreed(accelerator))
+    os.write(entered, b"1")
+    while os.getppid() == parent:
+        time.sleep(0.05)
+    print(interruption.agreed(accelerator))
+""",
+        **environment,
+    )
+    out, err = finish(process)
+    assert out == f"0\n{int(noted)}\n", err
+    assert ("accelerate launch" in err) == bool(noted)
 
 
 def test_status_and_line():

@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from training.checkpoints.manifest import replace_text
+from training.markdown import code_block, code_span, escape_markdown
 from training.options.options import Options
 from training.publishing.card.facts import describe_sampling, measured_table
 from training.publishing.card.license import inherited_license
@@ -104,7 +106,7 @@ def set_license(folder: str | Path, name: str) -> None:
 
 
 def make_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> str:
-    """Make the text of the card, including the hash in its last line."""
+    """Make the text of the card, with escaped names, prompts and figures, and with the hash in its last line."""
     folder = Path(folder)
     run = _read_run(folder)
     name, prompts = run["base_model"], run["arguments"].get("validation_prompts") or []
@@ -114,29 +116,47 @@ def make_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> str:
     card = ModelCard.from_template(
         _card_data(folder, run, prompts),
         template_path=str(TEMPLATE),
-        title=repo_id.split("/")[-1],
-        repo=repo_id,
-        at="" if branch == MAIN else f', revision="{branch}"',
-        code_at="" if branch == MAIN else f', custom_revision="{branch}"',
-        base=f"[{name}](https://huggingface.co/{name})" if run["base_model_on_hub"] else f"`{name}`",
-        base_id=name,
+        title=escape_markdown(repo_id.split("/")[-1]),
+        repo=_literal(repo_id),
+        at="" if branch == MAIN else f", revision={_literal(branch)}",
+        code_at="" if branch == MAIN else f", custom_revision={_literal(branch)}",
+        base=_link(name) if run["base_model_on_hub"] else code_span(name),
+        base_id=_literal(name),
         full=(folder / INDEX).is_file(),
         lora=(folder / LORA).is_file(),
         has_samples=(folder / SAMPLES).is_file(),
         samples=SAMPLES,
-        prompts=prompts,
-        example=json.dumps(prompts[0] if prompts else "a red fox in the snow", ensure_ascii=False),
+        prompts=[escape_markdown(prompt) for prompt in prompts],
+        example=_literal(prompts[0] if prompts else "a red fox in the snow"),
         side=run["arguments"]["resolution"],
         **sampling,
-        facts={**run["facts"], "libraries": ", ".join(f"{k} {v}" for k, v in run["libraries"].items())},
-        arguments=yaml.safe_dump(run["arguments"], default_flow_style=None, allow_unicode=True, width=110).strip(),
+        facts={escape_markdown(fact): escape_markdown(str(value)) for fact, value in _facts(run).items()},
+        arguments=code_block(_as_yaml(run["arguments"]), "yaml"),
         measured=measured,
-        command=command,
-        license=license_,
-        license_note=_license_note(name, license_),
+        command=code_block(command),
+        license=code_span(license_) if license_ else "",
+        license_note=_license_note(escape_markdown(name), license_),
     )
     text = re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n\n"
     return f"{text}<!-- written by training/publishing/card/card.py; sha256 of the text above: {_digest(text)} -->\n"
+
+
+def _literal(text: str) -> str:
+    """`text` as a Python string in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _link(name: str) -> str:
+    """A repo's name as a link to it."""
+    return f"[{escape_markdown(name)}](https://huggingface.co/{quote(name)})"
+
+
+def _facts(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {**run["facts"], "libraries": ", ".join(f"{name} {number}" for name, number in run["libraries"].items())}
+
+
+def _as_yaml(arguments: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(arguments), default_flow_style=None, allow_unicode=True, width=110).strip()
 
 
 def is_edited(path: Path) -> bool:

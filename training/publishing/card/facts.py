@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import DDPMScheduler
 
 from pipelines import DEFAULT_STUDENT_TIMESTEPS, spread_timesteps
+from training.markdown import escape_markdown, markdown_table
 from training.publishing.folder.layout import SCHEDULER, PublishError
 from training.publishing.folder.published_folder import files_to_keep
 from training.publishing.folder.replacement import replacing_student
@@ -76,9 +77,11 @@ def measured_table(folder: Path) -> tuple[str, str]:
         return "", ""
     command, rows = read_measured(folder / MEASURED_FILE)
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = [columns, ["---"] * len(columns), *([row.get(column, "-") for column in columns] for row in rows)]
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells), command
+    head, *body = [
+        [escape_markdown(str(cell)) for cell in line]
+        for line in (columns, *([row.get(column, "-") for column in columns] for row in rows))
+    ]
+    return markdown_table(head, body, text_columns=len(head)).strip(), command
 
 
 def add_measured(folder: Path, path: Path) -> None:

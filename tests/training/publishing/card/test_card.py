@@ -135,6 +135,45 @@ def test_measured_figures_come_with_their_command(arguments, folder):
         make_card(folder, "me/fox")
 
 
+HOSTILE = '"<script>alert(1)</script> [x](javascript:y) | $z$ *a* `b`\n```\n# c\n```\n<img src=x>'
+
+
+def without_code(text: str) -> str:
+    """The body of a card without its blocks and spans of code."""
+    text = re.sub(r"^(`{3,})\w*\n.*?^\1\n", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"(?<![\\`])(`+)(?!`).*?(?<!`)\1(?!`)", "", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("is_local", [False, True])
+def test_text_of_people_and_files_is_shown_as_it_is(arguments, folder, lora, is_local):
+    """Prompts, names, figures, the command and the licence: no HTML, no links, no headings, no end of a code block."""
+    arguments = changed(arguments, "validation", validation_prompts=(HOSTILE,))
+    arguments = changed(arguments, "data", dataset_name=HOSTILE, train_data_dir=None)
+    rows = [{"run": HOSTILE, HOSTILE: 1.5}]
+    (folder / "measured.json").write_text(json.dumps({"command": HOSTILE, "figures": rows}))
+    if lora:
+        (folder / "pytorch_lora_weights.safetensors").touch()
+    write_card(arguments, folder, {"changed on resume": HOSTILE, HOSTILE: 1}, "StableDiffusionPipeline")
+    run = json.loads((folder / "add_run.json").read_text())
+    run |= {"base_model": HOSTILE, "base_model_on_hub": not is_local, "license": {"license": HOSTILE}}
+    (folder / "add_run.json").write_text(json.dumps(run))
+    text = make_card(folder, HOSTILE.replace("/", ""), HOSTILE)
+    body = text.split("\n---\n", 1)[1].rsplit("<!-- written by", 1)[0]
+    shown = without_code(body)
+    assert "script" in shown
+    assert not re.search(r"<(?!/?(details|summary)>)", shown)
+    assert not re.search(r"(?<!\\)\[x(?<!\\)\]", shown)
+    assert not re.search(r"^# c", shown, re.MULTILINE)
+    assert len(re.findall(r"^# ", shown, re.MULTILINE)) == 1
+    (table,) = re.findall(r"(?:^\|.*\n)+", shown, re.MULTILINE)
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()] == [3, 3, 3]
+    blocks = re.findall(r"^```python\n(.*?)^```\n", body, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) == (5 if lora else 4)
+    for block in blocks:
+        compile(block, "card", "exec")
+
+
 def test_seal(arguments, folder):
     """Any edit breaks it, in head or body or after it; other line ends do not."""
     written(arguments, folder)
