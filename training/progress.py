@@ -62,7 +62,7 @@ class Progress:
             return
         run, state = self.run, self.run.state
         state.skipped = self.skipped_before + skipped
-        values["images_per_second"] = self._iterations_per_second() * run.effective_batch_size
+        values["images_per_second"] = self._iterations_per_second() * run.samples_per_iteration
         values["skipped_steps"], values["replaced_samples"] = state.skipped, state.replaced
         for name, updater in run.players.updaters.items():
             values[f"learning_rate/{name}"] = updater.schedule.get_last_lr()[0]

@@ -35,10 +35,10 @@ class RunState:
     replaced: int = 0
     changed: list[str] = field(default_factory=list)
 
-    def advance(self, loaded: list[dict[str, Any]], effective_batch_size: int) -> None:
-        """Count one iteration, whose micro-batches are `loaded`."""
+    def advance(self, loaded: list[dict[str, Any]], samples: int) -> None:
+        """Count one iteration, which read `samples` at all processes; `loaded` are this process's micro-batches."""
         self.step += 1
-        self.position += effective_batch_size
+        self.position += samples
         self.replaced += sum(samples["replaced"] for samples in loaded)
 
 

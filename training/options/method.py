@@ -10,6 +10,7 @@ from training.options.declaration import AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, P
 
 FIXED = Resume.FIXED
 NONE = "none"  # how the command line says "without this network"
+DEFAULT_TAPS = ("down", "mid")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,21 @@ class MethodOptions:
     student_timestep_probabilities: tuple[float, ...] | None = flag(
         None,
         "Probability of each of --student_timesteps; they sum to 1. Uniform by default, as in the paper.",
+        resume=FIXED,
+        metavar="P",
+    )
+    student_timestep_warmup_steps: int = flag(
+        0,
+        "Number of first iterations in which the student's timesteps are drawn with "
+        "--student_timestep_warmup_probabilities. Not in the paper; LADD begins with the less noisy half (recalled, "
+        "not checked against its text).",
+        resume=FIXED,
+        range=NOT_NEGATIVE,
+    )
+    student_timestep_warmup_probabilities: tuple[float, ...] | None = flag(
+        None,
+        "Probability of each of --student_timesteps during --student_timestep_warmup_steps. By default the less noisy "
+        "half, evenly: 0.5 0.5 0 0 for four timesteps.",
         resume=FIXED,
         metavar="P",
     )
@@ -52,8 +68,9 @@ class MethodOptions:
         choices=WEIGHTINGS,
     )
     distillation_space: str = flag(
-        "pixel",
-        "Space in which L_distill is computed. The paper found pixels more stable; `latent` saves one decoding.",
+        None,
+        "Space in which L_distill is computed. The paper found pixels more stable; `latent` saves one decoding. By "
+        "default pixel, and latent with --discriminator latent, where nothing else needs pixels.",
         resume=FIXED,
         choices=("pixel", "latent"),
         saves="one decoding",
@@ -88,6 +105,34 @@ class DiscriminatorOptions:
 
     title: ClassVar[str] = "discriminator (paper 3.2)"
 
+    discriminator: str = flag(
+        "pixel",
+        "What the discriminator judges: `pixel` is the paper's, a vision transformer on decoded images; `latent` is "
+        "LADD's (2403.12015), the teacher's UNet on latents at a random noise level: nothing is decoded, and images "
+        "may have any size.",
+        resume=FIXED,
+        choices=("pixel", "latent"),
+    )
+    discriminator_taps: tuple[str, ...] = flag(
+        DEFAULT_TAPS,
+        "Parts of the teacher's UNet after whose attention blocks the latent discriminator's heads are: down, mid, up, "
+        "or single blocks such as down.1. Its forward ends at the last of them, so fewer and earlier ones cost less.",
+        resume=FIXED,
+        metavar="PART",
+    )
+    discriminator_timestep_mean: float = flag(
+        1.0,
+        "Mean m of the noise levels at which the latent discriminator judges: t^ / 1000 is the logistic function of a "
+        "Gaussian. Larger is noisier: global structure instead of texture. LADD's 1 is recalled, not checked against "
+        "its text.",
+        resume=FIXED,
+    )
+    discriminator_timestep_std: float = flag(
+        1.0,
+        "Standard deviation of that Gaussian. LADD's 1 is recalled, not checked against its text.",
+        resume=FIXED,
+        range=POSITIVE,
+    )
     discriminator_feature_model: str = flag(
         "facebook/dinov2-small",
         "Hub id or folder of F, a frozen vision transformer: DINOv2, DINOv1 (facebook/dino-vits16) or CLIP (Table 1a).",
@@ -95,7 +140,8 @@ class DiscriminatorOptions:
     )
     discriminator_text_model: str = flag(
         "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
-        "Text encoder of c_text, a CLIP with projection; `none` disables this condition (Table 1b).",
+        "Text encoder of c_text, a CLIP with projection; `none` disables this condition (Table 1b). With "
+        "--discriminator latent the default is the teacher's own pooled caption, and only `none` may be given.",
         resume=FIXED,
     )
     discriminator_image_model: str = flag(
@@ -113,6 +159,14 @@ class DiscriminatorOptions:
     discriminator_input_size: int | None = flag(
         None,
         "Side of F's input in pixels. By default 224, or F's own size if that is smaller. Up to 518 for DINOv2.",
+        resume=FIXED,
+        range=AT_LEAST_ONE,
+    )
+    discriminator_steps: int = flag(
+        1,
+        "Updates of the discriminator for each update of the student, each on samples of its own: an iteration reads "
+        "this many times as many samples. Each additional update costs one forward of student and decoder and the "
+        "discriminator's own work. The paper uses 1, public recipes 1 to 10.",
         resume=FIXED,
         range=AT_LEAST_ONE,
     )
@@ -150,3 +204,8 @@ class DiscriminatorOptions:
         resume=FIXED,
     )
     no_diffaugment: bool = flag(False, "Do not augment the discriminator's images (DiffAugment).", resume=FIXED)
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether it judges latents."""
+        return self.discriminator == "latent"

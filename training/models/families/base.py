@@ -158,6 +158,15 @@ class Family:
         is why it can be cached."""
         raise NotImplementedError
 
+    def pooled(self, captions: Sequence[str]) -> Tensor:
+        """One vector for each of B captions, `(B, pooled_dim)` float32: what the latent discriminator is told."""
+        raise NotImplementedError
+
+    @property
+    def pooled_dim(self) -> int:
+        """Entries of a pooled caption; after `load_text_encoders`."""
+        raise NotImplementedError
+
     def condition(self, embedded: dict[str, Tensor], sizes: dict[str, Tensor]) -> Condition:
         """The UNet's keyword arguments for embedded captions and each image's original size and crop.
 
