@@ -2,7 +2,11 @@
 
 from tests import tiny_world
 from tests.runs import options_of
+from train_add import prepare
+from training.accelerator import make_accelerator
+from training.models.families import StableDiffusion
 from training.options.models import SDXLOptions
+from training.options.refusals import refuse
 
 _OF_PIXELS = ("--discriminator_feature_model", "--discriminator_text_model", "--discriminator_image_model")
 
@@ -17,3 +21,10 @@ def latent_flags(world, output_dir, *extra):
 def latent_options(world, output_dir, *extra, more=(SDXLOptions,)):
     """The same, parsed."""
     return options_of(*latent_flags(world, output_dir, *extra), more=more)
+
+
+def prepare_latent(world, output_dir, *extra, family=StableDiffusion):
+    """The parts of a run of `family`, as the training script makes them."""
+    options = latent_options(world, output_dir, *extra)
+    refuse(options)
+    return prepare(options, family, make_accelerator(options))

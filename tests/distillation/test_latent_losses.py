@@ -7,21 +7,13 @@ import torch
 
 from distillation.latents import LatentSpace
 from distillation.noise import SampleNoise
-from tests.latent import latent_options
+from tests.latent import prepare_latent
 from tests.runs import digest, make_batches
-from train_add import iteration, prepare
-from training.accelerator import make_accelerator
+from train_add import iteration
 from training.models.families import StableDiffusion, StableDiffusionXL
 from training.models.lora import adapter_disabled
-from training.options.refusals import refuse
 
 FAMILIES = {"world": StableDiffusion, "v_world": StableDiffusion, "sdxl_world": StableDiffusionXL}
-
-
-def prepare_latent(world, output_dir, *extra, family=StableDiffusion):
-    options = latent_options(world, output_dir, *extra)
-    refuse(options)
-    return prepare(options, family, make_accelerator(options))
 
 
 @pytest.fixture(params=FAMILIES)
