@@ -1,6 +1,7 @@
 """The losses with the latent discriminator: what it is shown, where gradients go, and what is not computed."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from distillation.noise import SampleNoise
 from tests.latent import prepare_latent
 from tests.runs import digest, make_batches
 from train_add import iteration
+from training.description import describe
 from training.models.families import StableDiffusion, StableDiffusionXL
 from training.models.lora import adapter_disabled
 
@@ -185,3 +187,14 @@ def test_autoencoder_is_not_asked_to_decode(world, tmp_path, monkeypatch):
     monkeypatch.setattr(LatentSpace, "decode", lambda *_: pytest.fail("decoded"))
     prepared = prepare_latent(world, tmp_path / "out")
     iteration(prepared.players, make_batches(prepared))
+
+
+def test_description_names_the_discriminator_and_the_teachers_part(world, tmp_path):
+    flags = ("--distillation_weight", 0, "--discriminator_steps", 2, "--student_timestep_warmup_steps", 7)
+    lines = describe(prepare_latent(world, tmp_path / "out", *flags))
+    assert re.search(
+        r"discriminator +latent, .* in 2 heads .* teacher's down mid blocks, t\^ logit-normal \(1, 1\)", lines
+    )
+    assert re.search(r"teacher +.*/teacher, for the discriminator's features alone", lines)
+    assert "2 updates of D for one of the student" in lines
+    assert "drawn 7 iterations [0.5, 0.5, 0.0, 0.0], then uniformly" in lines
