@@ -86,7 +86,7 @@ def iteration(
     if players.ema is not None:
         players.ema.step(players.trainable().values())
     of_discriminator = average([found for found, _ in outcomes])
-    return of_discriminator | figures, torch.stack([skipped, *(skipped for _, skipped in outcomes)]).max()
+    return of_discriminator | figures, torch.stack([skipped, *(of_d for _, of_d in outcomes)]).max()
 
 
 def discriminator_step(
