@@ -27,8 +27,9 @@ from training.command import run_command
 from training.data.dataset import load_rows, make_dataloader, make_reader
 from training.encoding.batches import make_batch_maker
 from training.encoding.cache import check_cache, open_embeddings
+from training.models.discriminators import check_taps, make_discriminator
 from training.models.families import Family, StableDiffusion, open_families
-from training.models.networks import check_latent_spaces, load_networks, make_discriminator
+from training.models.networks import check_latent_spaces, load_networks
 from training.monitoring.description import describe
 from training.monitoring.metrics import average
 from training.monitoring.progress import READ_EVERY, Progress
@@ -60,25 +61,32 @@ def main(argv: Sequence[str] | None = None) -> None:
 def iteration(
     players: Players, micro_batches: list[Batch], measures_gradients: bool = False
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One iteration of ADD (paper 3.1): the discriminator's step, then the student's.
+    """One iteration of ADD (paper 3.1): the discriminator's steps, then the student's.
 
-    With one micro-batch, the student's sample is computed once and shared by both steps. With several, sharing would
+    Each of `--discriminator_steps` has batches of its own, and the student's step uses those of the last one. If these
+    are one micro-batch, the student's sample is computed once and shared by both steps. With several, sharing would
     require keeping all their graphs until the discriminator is updated, which takes the memory that accumulation saves.
     Each step therefore samples again. The noise is part of the batch, so both samples are the same.
 
     Args:
+        micro_batches: of all steps of the discriminator, one after another.
         measures_gradients: whether the figures include the norms of the gradients of the two losses at x^_theta.
 
     Returns:
         Scalars by name on the device, averaged over the micro-batches; and a scalar tensor that is 1.0 if either step
         was skipped because of a non-finite loss or gradient, else 0.0.
     """
-    shared = players.losses.sample(micro_batches[0]) if len(micro_batches) == 1 else None
-    figures, skipped = discriminator_step(players, micro_batches, shared) if players.heads is not None else ({}, None)
-    more, student_skipped = student_step(players, micro_batches, shared, measures_gradients)
+    size = len(micro_batches) // players.discriminator_steps
+    *earlier, last = (micro_batches[i : i + size] for i in range(0, len(micro_batches), size))
+    outcomes = [discriminator_step(players, batches, None) for batches in earlier]
+    shared = players.losses.sample(last[0]) if len(last) == 1 else None
+    if players.heads is not None:
+        outcomes.append(discriminator_step(players, last, shared))
+    figures, skipped = student_step(players, last, shared, measures_gradients)
     if players.ema is not None:
         players.ema.step(players.trainable().values())
-    return figures | more, student_skipped if skipped is None else torch.maximum(skipped, student_skipped)
+    of_discriminator = average([found for found, _ in outcomes])
+    return of_discriminator | figures, torch.stack([skipped, *(of_d for _, of_d in outcomes)]).max()
 
 
 def discriminator_step(
@@ -161,6 +169,7 @@ def prepare(options: Options, family: type[Family], accelerator: Accelerator) ->
     """
     student, teacher = open_families(options, family)
     check_latent_spaces(options, student, teacher)
+    check_taps(options, teacher)
     schedules = make_schedules(options, student.scheduler, teacher.scheduler)
     checkpoint = checkpoint_to_resume(options, accelerator)
     seed = choose_seed(options, checkpoint, accelerator)
@@ -174,7 +183,7 @@ def prepare(options: Options, family: type[Family], accelerator: Accelerator) ->
     set_seed(derive_seed(seed) % 2**32)  # initial weights are the same in all processes
     networks = load_networks(options, student, teacher, accelerator)
     embeddings = open_embeddings(options, accelerator, rows, reader, student, teacher, networks.latents)
-    discriminator = make_discriminator(options, embeddings.condition_dim, accelerator)
+    discriminator = make_discriminator(options, networks, embeddings.condition_dim, accelerator)
     total_steps = total_iterations(options, None if options.data.streaming else len(rows), accelerator.num_processes)
     players = make_players(options, accelerator, networks, discriminator, schedules, total_steps)
     state = RunState(seed) if checkpoint is None else unpack_run(checkpoint, players, accelerator)
@@ -213,7 +222,7 @@ def train(options: Options, family: type[Family]) -> None:
             # The dropout of an adapter is the only operation that uses the global random state.
             set_seed(derive_seed(run.state.seed, run.state.step, accelerator.process_index, 2) % 2**32)
             figures, skipped = iteration(run.players, batches, run.state.step % GRADIENTS_EVERY == 0)
-            run.state.advance(run.effective_batch_size)
+            run.state.advance(run.samples_per_iteration)
             progress.add(figures, skipped, loaded)
 
             is_last = run.state.step == run.total_steps
@@ -239,6 +248,7 @@ def train(options: Options, family: type[Family]) -> None:
 def micro_batches(run: Run) -> Iterator[list[dict[str, Any]]]:
     """Yield the samples of each remaining iteration, one dictionary per micro-batch."""
     optimization = run.options.optimization
+    count = optimization.gradient_accumulation_steps * run.options.discriminator.discriminator_steps
     loader = make_dataloader(
         run.rows,
         run.reader,
@@ -249,7 +259,7 @@ def micro_batches(run: Run) -> Iterator[list[dict[str, Any]]]:
         num_workers=run.options.data.dataloader_num_workers,
     )
     for _ in range(run.state.step, run.total_steps):
-        yield list(islice(loader, optimization.gradient_accumulation_steps))
+        yield list(islice(loader, count))
 
 
 if __name__ == "__main__":

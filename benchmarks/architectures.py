@@ -147,6 +147,7 @@ class Recipe:
 MEMORY = ("--gradient_checkpointing", "--use_8bit_adam")
 LATENT = ("--distillation_space", "latent")
 CROP = ("--decode_crop_size", "224")
+LADD = ("--discriminator", "latent")
 LORA = ("--use_lora", "--lora_rank", "64")
 RECIPES = {
     "A": Recipe("pixel distillation, both decoded, D at 518", ("--discriminator_input_size", "518")),
@@ -154,4 +155,8 @@ RECIPES = {
     "C": Recipe("latent distillation, 224-px crop decoded", (*LATENT, *CROP)),
     "D": Recipe("latent distillation, TAESD", (*LATENT, "--pretrained_tiny_vae_model", "{tiny_vae}")),
     "C+LoRA": Recipe("C with LoRA of rank 64", (*LATENT, *CROP, *LORA)),
+    "L": Recipe("latent discriminator and latent distillation", LADD),
+    "L0": Recipe("latent discriminator alone", (*LADD, "--distillation_weight", "0")),
+    "L+LoRA": Recipe("L with LoRA of rank 64", (*LADD, *LORA)),
+    "L0+LoRA": Recipe("L0 with LoRA of rank 64", (*LADD, "--distillation_weight", "0", *LORA)),
 }

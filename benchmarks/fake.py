@@ -28,17 +28,18 @@ from benchmarks.architectures import (
     make_tiny_vae,
 )
 from benchmarks.packed import pack_linears
-from discriminator import AUGMENT_NUMBERS, Discriminator, FeatureNetwork, ImageCondition
+from discriminator import AUGMENT_NUMBERS, Discriminator, FeatureNetwork, ImageCondition, LatentDiscriminator
 from distillation.latents import LatentSpace, Window
 from distillation.losses import Batch
 from distillation.noise import SampleNoise
 from distillation.schedule import NoiseSchedule
 from distillation.teacher import TeacherConditions
 from train_add import iteration
+from training.models.discriminators import make_latent_discriminator
 from training.models.lora import add_lora
-from training.models.networks import QUANTIZED, Networks, prepare_output_layers
+from training.models.networks import QUANTIZED, Networks, enable_gradient_checkpointing, prepare_output_layers
 from training.optimization import Updater
-from training.options.derived import guiding_prompts
+from training.options.derived import guiding_prompts, needs_teacher, uses_latent_discriminator
 from training.options.options import Options
 from training.run.players import Players, make_players
 
@@ -48,20 +49,25 @@ IN_FLOAT32 = ("group_norm", "layer_norm", "interpolate")
 
 
 class Encoders(nn.ModuleList):
-    """The encoders that the cache replaces, except for the autoencoder: text encoders, CLIP ViT-g-14, DINOv2 ViT-L."""
+    """What the cache takes the place of, the autoencoder aside: text encoders; for pixels CLIP ViT-g-14, DINOv2 ViT-L.
 
-    def __init__(self, architecture: Architecture):
-        texts = [*architecture.make_text_encoders(), make_openclip_g()]
-        super().__init__([*texts, ImageCondition(make_dinov2(DINOV2_L))])
+    The latent discriminator's pooled caption is a second call of the teacher's last text encoder.
+    """
+
+    def __init__(self, architecture: Architecture, is_latent: bool):
+        texts = architecture.make_text_encoders()
+        super().__init__(texts if is_latent else [*texts, make_openclip_g(), ImageCondition(make_dinov2(DINOV2_L))])
+        self.is_latent = is_latent
 
     @torch.no_grad()
     def forward(self, x0: Tensor) -> None:
         """Encode the images `x0` and the same number of captions."""
-        *texts, image = self
+        texts = [*self, self[-1]] if self.is_latent else list(self)[:-1]
         ids = torch.empty(len(x0), TEXT_LENGTH, dtype=torch.long)
         for encoder in texts:
             encoder(ids)
-        image(x0)
+        if not self.is_latent:
+            self[-1](x0)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ class FakeRun:
     def run_iteration(self, batch_size: int) -> None:
         """Run one iteration as in the training script."""
         accumulated = self.options.optimization.gradient_accumulation_steps
-        iteration(self.players, [self._batch(batch_size) for _ in range(accumulated)])
+        count = accumulated * self.options.discriminator.discriminator_steps
+        iteration(self.players, [self._batch(batch_size) for _ in range(count)])
 
     def _batch(self, b: int) -> Batch:
         options, side = self.options, self.options.data.resolution // self.networks.latents.factor
@@ -111,8 +118,8 @@ class FakeRun:
             z0_moments=(z, z),
             condition=condition,
             teacher_conditions=TeacherConditions(*[condition] * (1 + len(guiding_prompts(options)))),
-            c=torch.empty(b, CONDITION_DIM),
-            noise=SampleNoise(z, t, z, t, z, numbers, numbers),
+            c=torch.empty(b, _condition_dim(self.architecture, options)),
+            noise=SampleNoise(z, t, z, t, z, numbers, numbers, t, z),
             discriminator_crop=(0.9, 0.5, 0.5),
             decode_window=decode_window,
         )
@@ -127,8 +134,9 @@ def fake_run(model: str, options: Options) -> Iterator[FakeRun]:
     architecture, functional = ARCHITECTURES[model], torch.nn.functional
     with torch.device("meta"):  # fake tensors cannot be cast, and peft cannot adapt modules with fake tensors
         networks = _make_networks(architecture, options)
-        discriminator = _make_discriminator(options) if options.method.adversarial_weight > 0 else None
-        encoders = None if options.hardware.cache_dir_latents else Encoders(architecture).to(half(options)).eval()
+        discriminator = _make_discriminator(architecture, options, networks)
+        is_cached, is_latent = options.hardware.cache_dir_latents is not None, uses_latent_discriminator(options)
+        encoders = None if is_cached else Encoders(architecture, is_latent).to(half(options)).eval()
     with ExitStack() as stack:
         for name in IN_FLOAT32:
             stack.enter_context(mock.patch.object(functional, name, _in_float32(getattr(functional, name))))
@@ -181,16 +189,30 @@ def _make_networks(architecture: Architecture, options: Options) -> Networks:
         student = architecture.make_unet()
         prepare_output_layers(student, options, architecture.prediction_type)
     teacher = None
-    if options.method.distillation_weight > 0:
+    if needs_teacher(options):
         teacher = student if options.lora.use_lora else frozen_unet()
+    latents = LatentSpace(vae, tiny, options.hardware.decode_crop_halo)
     if options.hardware.gradient_checkpointing:
-        student.enable_gradient_checkpointing()
-        vae.enable_gradient_checkpointing()
-    return Networks(student.train(), teacher, LatentSpace(vae, tiny, options.hardware.decode_crop_halo), None)
+        enable_gradient_checkpointing(options, student, teacher, latents)
+    return Networks(student.train(), teacher, latents, None)
 
 
-def _make_discriminator(options: Options) -> Discriminator:
+def _condition_dim(architecture: Architecture, options: Options) -> int:
+    """D of c: of the latent discriminator that of the teacher's pooled caption."""
+    if not uses_latent_discriminator(options):
+        return CONDITION_DIM
+    last = architecture.text_encoders[-1]
+    return last["hidden_size"] if architecture.layout == "sd" else last["projection_dim"]
+
+
+def _make_discriminator(
+    architecture: Architecture, options: Options, networks: Networks
+) -> Discriminator | LatentDiscriminator | None:
     own = options.discriminator
+    if options.method.adversarial_weight == 0:
+        return None
+    if uses_latent_discriminator(options):
+        return make_latent_discriminator(options, networks, _condition_dim(architecture, options))
     network = FeatureNetwork(make_dinov2(DINOV2_S).to(half(options)), input_size=own.discriminator_input_size or 224)
     return Discriminator(network, CONDITION_DIM, not own.no_diffaugment, own.discriminator_norm)
 
@@ -199,7 +221,7 @@ def _assemble(
     architecture: Architecture,
     options: Options,
     networks: Networks,
-    discriminator: Discriminator | None,
+    discriminator: Discriminator | LatentDiscriminator | None,
     encoders: Encoders | None,
 ) -> FakeRun:
     precision = "no" if options.hardware.mixed_precision == "no" else "bf16"

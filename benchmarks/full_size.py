@@ -67,11 +67,14 @@ def training_flags(
 ) -> list[str]:
     """Flags of the training script for a recipe and the models of `benchmarks.world`."""
     flags = RECIPES[recipe].flags
-    return [
-        "--pretrained_teacher_model", f"{world}/teacher", "--train_data_dir", f"{world}/data",
+    of_pixels = (
         "--discriminator_feature_model", f"{world}/feature_network",
         "--discriminator_text_model", f"{world}/text_condition",
         "--discriminator_image_model", f"{world}/image_condition",
+    )  # fmt: skip
+    return [
+        "--pretrained_teacher_model", f"{world}/teacher", "--train_data_dir", f"{world}/data",
+        *(() if "--discriminator" in (*flags, *more) else of_pixels),
         "--cache_dir_latents", f"{world}/cache-{resolution}", "--center_crop",
         "--resolution", str(resolution), "--train_batch_size", str(batch), "--mixed_precision", "bf16",
         "--output_dir", f"{world}/out", "--report_to", "none", "--seed", "0", "--max_train_steps", "1000",

@@ -45,11 +45,12 @@ def time_iterations(options: Options, family: type[Family], iterations: int, war
     loader = make_dataloader(
         run.rows, run.reader, batch_size=batch_size, num_workers=options.data.dataloader_num_workers
     )
-    loaded = list(islice(loader, warmup + iterations))
+    steps = options.discriminator.discriminator_steps
+    loaded = [list(islice(loader, steps)) for _ in range(warmup + iterations)]
 
-    def iterate(samples: dict) -> None:
-        iteration(run.players, [run.make_batch(samples, run.state.step)])
-        run.state.advance(batch_size)
+    def iterate(samples: list[dict]) -> None:
+        iteration(run.players, [run.make_batch(part, run.state.step) for part in samples])
+        run.state.advance(steps * batch_size)
 
     for samples in loaded[:warmup]:
         iterate(samples)

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 PROJECTION_DIM = 64
 KERNEL_SIZE = 9  # of the residual block, in tokens
+MAP_KERNEL_SIZE = 3  # the same on maps: 3 x 3
 GROUP_SIZE = 8  # samples that share the statistics of virtual batch normalization
 
 
@@ -77,35 +78,42 @@ def make_norm(norm: str, channels: int) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Spectrally normalized circular convolution along the tokens, normalization, LeakyReLU 0.2."""
+    """Spectrally normalized convolution, normalization, LeakyReLU 0.2.
 
-    def __init__(self, channels: int, kernel_size: int, norm: str = "virtual_batch"):
+    Along tokens it is circular (StyleGAN-T); a map has borders, and zeros are around them.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, norm: str = "virtual_batch", dims: int = 1):
+        """`dims` is 1 for tokens `(B, C, N)` and 2 for maps `(B, C, h, w)`."""
         super().__init__()
-        # No bias, because the following normalization removes it: its gradient would only be rounding noise, which
-        # Adam would scale up to full steps.
-        conv = nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2, padding_mode="circular", bias=False)
-        # One power iteration per forward pass, and none in eval mode, so that the student's step does not change the
-        # heads.
+        convolution, padding = (nn.Conv1d, "circular") if dims == 1 else (nn.Conv2d, "zeros")
+        # No bias: the normalization that follows subtracts it, so its gradient would be rounding noise,
+        # which Adam scales up to full steps.
+        conv = convolution(channels, channels, kernel_size, padding=kernel_size // 2, padding_mode=padding, bias=False)
+        # One power iteration a forward pass, and none in eval mode: the heads in eval mode are left untouched by
+        # the student's step.
         self.conv = spectral_norm(conv, n_power_iterations=1)
         self.norm = make_norm(norm, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the block to `(B, C, N)`; the shape does not change."""
+        """`(B, C, N)` or `(B, C, h, w)` to the same shape."""
         return F.leaky_relu(self.norm(self.conv(x)), 0.2)
 
 
 class Head(nn.Module):
-    """The discriminator head of one tap: a logit for each token, by projection if there is a condition.
+    """The discriminator of one tap: a logit for every token or place, by projection when there is a condition.
 
     Projection (1802.05637): logit = <W c + b, out> / sqrt(64), where out is the classifier's 64 channels at the token.
     """
 
-    def __init__(self, width: int, condition_dim: int = 0, norm: str = "virtual_batch"):
-        """`width` is C of the features, `condition_dim` D of the condition, 0 for none; for `norm` see `make_norm`."""
+    def __init__(self, width: int, condition_dim: int = 0, norm: str = "virtual_batch", dims: int = 1):
+        """`width` C of the features, `condition_dim` D of the condition, 0 for none; `norm` as `make_norm`; `dims` 1
+        for tokens, 2 for maps."""
         super().__init__()
-        self.pointwise = Block(width, kernel_size=1, norm=norm)
-        self.neighborhood = Block(width, kernel_size=KERNEL_SIZE, norm=norm)
-        self.classifier = spectral_norm(nn.Conv1d(width, PROJECTION_DIM if condition_dim else 1, kernel_size=1))
+        convolution, kernel_size = (nn.Conv1d, KERNEL_SIZE) if dims == 1 else (nn.Conv2d, MAP_KERNEL_SIZE)
+        self.pointwise = Block(width, kernel_size=1, norm=norm, dims=dims)
+        self.neighborhood = Block(width, kernel_size=kernel_size, norm=norm, dims=dims)
+        self.classifier = spectral_norm(convolution(width, PROJECTION_DIM if condition_dim else 1, kernel_size=1))
         self.projection = None
         if condition_dim:
             # W ~ N(0, 1). An input with D unit-variance entries would need a gain of 1 / sqrt(D). c consists of unit
@@ -116,19 +124,20 @@ class Head(nn.Module):
             nn.init.zeros_(self.projection.bias)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Logits `(B, N)` of features `x` (B, C, N) given `condition` (B, D), which consists of unit vectors.
+        """Logits `(B, N)` of features `x`, tokens (B, C, N) or a map (B, C, h, w) with N = h w, under `condition`
+        (B, D), made of L2-normalized vectors.
 
         Raises:
             ValueError: there are too few tokens for the circular convolution.
         """
-        if x.shape[-1] < KERNEL_SIZE // 2:
+        if x.ndim == 3 and x.shape[-1] < KERNEL_SIZE // 2:
             raise ValueError(
                 f"the heads' kernel of {KERNEL_SIZE} needs at least {KERNEL_SIZE // 2} tokens, got {x.shape[-1]}; "
                 "use a larger input size or a smaller patch size"
             )
         x = self.pointwise(x)
         x = (self.neighborhood(x) + x) / math.sqrt(2)
-        out = self.classifier(x)
+        out = self.classifier(x).flatten(2)
         if self.projection is None:
             return out.squeeze(1)
         return torch.einsum("bd,bdn->bn", self.projection(condition), out) / math.sqrt(PROJECTION_DIM)
@@ -153,13 +162,23 @@ class DiscriminatorHeads(nn.Module):
         Raises:
             ValueError: the number of features or the size of the condition differs from that of the heads.
         """
-        condition_dim = 0 if condition is None else condition.shape[-1]
-        if len(features) != len(self.heads) or condition_dim != self.condition_dim:
-            raise ValueError(
-                f"the heads were made for {len(self.heads)} feature tensors and a condition of size "
-                f"{self.condition_dim} (0: None), got {len(features)} and {condition_dim}"
-            )
-        with torch.autocast(features[0].device.type, enabled=False):
-            condition = None if condition is None else condition.float()
-            logits = [head(x.float(), condition) for head, x in zip(self.heads, features)]
-        return torch.stack(logits, dim=1)
+        return torch.stack(run_heads(self.heads, features, condition, self.condition_dim), dim=1)
+
+
+def run_heads(
+    heads: nn.ModuleList, features: tuple[Tensor, ...], condition: Tensor | None, condition_dim: int
+) -> list[Tensor]:
+    """Logits `(B, N)` of each head for its features, in float32 whatever the run's precision.
+
+    Raises:
+        ValueError: the number of features or the condition's size is not what the heads were made for.
+    """
+    size = 0 if condition is None else condition.shape[-1]
+    if len(features) != len(heads) or size != condition_dim:
+        raise ValueError(
+            f"the heads were made for {len(heads)} feature tensors and a condition of size {condition_dim} (0: None), "
+            f"got {len(features)} and {size}"
+        )
+    with torch.autocast(features[0].device.type, enabled=False):
+        condition = None if condition is None else condition.float()
+        return [head(x.float(), condition) for head, x in zip(heads, features)]

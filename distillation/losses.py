@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from discriminator import Discriminator
-from distillation.diagnostics import accuracy_by_timestep, gradient_norms
+from discriminator import Discriminator, LatentDiscriminator
+from distillation.diagnostics import discriminator_figures, gradient_norms
 from distillation.latents import LatentSpace, Window
 from distillation.noise import SampleNoise
 from distillation.objectives import (
@@ -35,13 +35,13 @@ class Batch:
     Attributes:
         x0: `(B, 3, H, W)` real images in [-1, 1].
         z0_moments: mean and standard deviation `(B, 4, H/8, W/8)` of their latents.
-        condition: keyword arguments of the student's UNet for the captions.
-        teacher_conditions: conditions of the teacher for the captions; None without distillation.
-        c: `(B, D)` condition of the discriminator, or None.
-        noise: all random numbers of these samples.
-        discriminator_crop: three numbers in [0, 1) for the discriminator's crop, shared by the whole global batch.
-        decode_window: window of the images that is decoded for the losses, shared by the whole global batch; None if
-            whole images are decoded.
+        condition: the captions as the student's UNet takes them.
+        teacher_conditions: the captions as the teacher takes them; None without a teacher.
+        c: `(B, D)` the discriminator's condition, or None. The latent discriminator adds that of t^.
+        noise: every random number of these samples.
+        discriminator_crop: three numbers in [0, 1) that the whole global batch shares, for the discriminator's crop.
+        decode_window: the part of the images that is decoded and shown to D, the same one in the whole global batch;
+            None where whole images are decoded.
     """
 
     x0: Tensor
@@ -59,10 +59,10 @@ class StudentSample:
     """The student's sample x^_theta, and the discriminator's features of it and of x0.
 
     Attributes:
-        z: latents.
-        x: pixels `(B, 3, P, P)`; None if no loss needs them.
-        fake: features F_k of the pixels, with their graph; None without a discriminator.
-        real: features F_k of the real images, without gradients; None without a discriminator.
+        z: latent.
+        x: pixels `(B, 3, P, P)`, None where no loss needs them.
+        fake: F_k of the pixels, or of the diffused latent, with their graph; None without discriminator.
+        real: F_k of the real images or latents, no gradient; None without discriminator.
     """
 
     z: Tensor
@@ -92,16 +92,17 @@ class Losses:
     """The losses of paper 3.1 to 3.3 for a batch.
 
     Attributes:
-        student: trainable UNet (wrapped by accelerate).
-        schedule: noise schedule of the student, see `distillation.student`.
-        latents: latent space of the student; it decodes once per iteration.
-        teacher: teacher that computes x^_psi, or None for adversarial training only.
-        teacher_latents: latent space of the teacher if it differs from the student's (Table 1e), else None.
-        discriminator: frozen F with its heads, or None for distillation only.
-        heads: trainable heads of `discriminator` (wrapped by accelerate), or None.
-        reconstruct_real: whether the discriminator's real images are decode(z0) instead of x0.
-        student_timesteps: T_student, for the discriminator's accuracy at each timestep; empty to omit these figures.
-        autocast: makes the context manager for mixed precision.
+        student: the trainable UNet (wrapped for distribution).
+        schedule: the student's, see `distillation.student`.
+        latents: the student's latent space; decodes once an iteration.
+        teacher: x^_psi, or None for adversarial training alone.
+        teacher_latents: the teacher's latent space where it is another one than the student's (Table 1e), else None.
+        discriminator: frozen F with its heads, on pixels or on latents, or None for distillation alone.
+        heads: the trainable heads of `discriminator` (wrapped for distribution), or None.
+        feature_schedule: the teacher's, by which latents are diffused for the latent discriminator; else None.
+        reconstruct_real: whether D's real images are decode(z0) instead of x0.
+        student_timesteps: T_student, by which the discriminator's accuracy is reported; empty for no such figures.
+        autocast: makes the context of mixed precision.
     """
 
     student: nn.Module
@@ -109,8 +110,9 @@ class Losses:
     latents: LatentSpace
     teacher: Teacher | None
     teacher_latents: LatentSpace | None
-    discriminator: Discriminator | None
+    discriminator: Discriminator | LatentDiscriminator | None
     heads: nn.Module | None
+    feature_schedule: NoiseSchedule | None = None
     adversarial_weight: float = 1.0
     distillation_weight: float = 2.5
     distillation_weighting: str = "exponential"
@@ -121,21 +123,28 @@ class Losses:
     autocast: Callable[[], AbstractContextManager] = nullcontext
 
     def sample(self, batch: Batch) -> StudentSample:
-        """Compute x^_theta(x_s, s) with one forward pass of the student and one decoding, shared by both steps."""
+        """x^_theta(x_s, s) for one forward of the student and at most one decoding, shared by the D and the G step."""
         noise, (mean, std) = batch.noise, batch.z0_moments
         z0 = mean + std * noise.eps_posterior
         x_s = diffuse_student(self.schedule, z0, noise.eps, noise.s)
         with self.autocast():
             z = student_sample(self.student, self.schedule, x_s, noise.s, batch.condition)
-        needs_pixels = self.discriminator is not None or (
-            self.teacher is not None and self.distillation_space == "pixel"
-        )
+        needs_pixels = self.judges_pixels or (self.teacher is not None and self.distillation_space == "pixel")
         x = self.latents.decode(z, batch.decode_window) if needs_pixels else None
         if self.discriminator is None:
             return StudentSample(z, x, None, None)
         with torch.no_grad():
-            real = self.features(self.real_images(batch, z0), noise.augment_real, batch)
-        return StudentSample(z, x, self.features(x, noise.augment_fake, batch), real)
+            if self.judges_pixels:
+                real = self.features(self.real_images(batch, z0), noise.augment_real, batch)
+            else:
+                real = self.latent_features(z0, batch)
+        fake = self.features(x, noise.augment_fake, batch) if self.judges_pixels else self.latent_features(z, batch)
+        return StudentSample(z, x, fake, real)
+
+    @property
+    def judges_pixels(self) -> bool:
+        """Whether there is a discriminator, and it is the paper's, on pixels."""
+        return isinstance(self.discriminator, Discriminator)
 
     def real_images(self, batch: Batch, z0: Tensor) -> Tensor:
         """The discriminator's real images `(B, 3, P, P)`: x0, or with `reconstruct_real` the decoded latents `z0`.
@@ -152,25 +161,36 @@ class Losses:
         with self.autocast():
             return tuple(f.float() for f in self.discriminator.features(images, augment, batch.discriminator_crop))
 
+    def latent_features(self, z: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        """F_k of latents `z`, real or generated, diffused by the teacher's schedule to t^ (LADD): K maps, float32.
+
+        A real and a generated sample have the same t^ and eps^, so that they differ in their content alone.
+        """
+        t, eps = batch.noise.t_hat, batch.noise.eps_hat
+        z_t = self.feature_schedule.diffuse(z, eps, t)
+        with self.autocast():
+            return tuple(f.float() for f in self.discriminator.features(z_t, t, batch.teacher_conditions.caption))
+
+    def head_condition(self, batch: Batch) -> Tensor | None:
+        """What the heads are told of the samples, `(B, D)`."""
+        if isinstance(self.discriminator, LatentDiscriminator):
+            return self.discriminator.condition(batch.c, batch.noise.t_hat)
+        return batch.c
+
     def discriminator_losses(self, batch: Batch, sample: StudentSample) -> dict[str, Tensor]:
         """Eq. 3: hinge loss on real images and detached samples, plus gamma R1. `total` is the loss to minimize."""
         # Leaf tensors, so that the gradient of R1 ends at the inputs of the heads and F needs no double backward.
         real = tuple(f.detach().requires_grad_(self.r1_gamma > 0) for f in sample.real)
         fake = tuple(f.detach() for f in sample.fake)
-        logits_real, logits_fake = self.discriminator.logits(self.heads, real, fake, batch.c)
+        logits_real, logits_fake = self.discriminator.logits(self.heads, real, fake, self.head_condition(batch))
         hinge = hinge_discriminator_loss(logits_real, logits_fake)
         r1 = self.r1_gamma * (r1_penalties(logits_real, real) if self.r1_gamma > 0 else hinge.new_zeros(len(real)))
-        right = accuracy_by_timestep(logits_fake, False, batch.noise.s, self.student_timesteps)
         return {
             "total": hinge + r1.sum(),
             "loss/discriminator": hinge,
             "loss/r1": r1.sum(),
             **{f"discriminator/r1_tap_{k}": value for k, value in enumerate(r1)},
-            **{f"discriminator/accuracy_fake_s{s}": value for s, value in right.items()},
-            "discriminator/accuracy_real": (logits_real > 0).float().mean(),
-            "discriminator/accuracy_fake": (logits_fake < 0).float().mean(),
-            "discriminator/logits_real": logits_real.mean(),
-            "discriminator/logits_fake": logits_fake.mean(),
+            **discriminator_figures(logits_real, logits_fake, batch.noise.s, self.student_timesteps),
         }
 
     def student_losses(self, batch: Batch, sample: StudentSample) -> dict[str, Tensor]:
@@ -178,7 +198,8 @@ class Losses:
         total, losses = sample.z.new_zeros(()), {}
         if self.discriminator is not None:
             with frozen(self.discriminator.heads) as heads:
-                logits = self.discriminator.logits_of_fake(heads, sample.real, sample.fake, batch.c)
+                condition = self.head_condition(batch)
+                logits = self.discriminator.logits_of_fake(heads, sample.real, sample.fake, condition)
                 losses["loss/adversarial"] = hinge_generator_loss(logits)
             total = total + self.adversarial_weight * losses["loss/adversarial"]
         if self.teacher is not None:
@@ -191,8 +212,8 @@ class Losses:
     ) -> dict[str, Tensor]:
         """Norms of the gradients of the student's two losses at x^_theta, as a guide for choosing their weights.
 
-        The gradients are with respect to the pixels for distillation in pixels, and otherwise with respect to the
-        latents, which costs a backward pass through the decoder. The backward pass of the UNet is not run.
+        The gradients are taken where both losses meet: at the pixels if both losses are in pixels, else at the latent,
+        which costs a backward pass through what is between the two. The UNet's backward pass is not run.
 
         Args:
             sample: sample that `losses` were computed from.
@@ -209,7 +230,7 @@ class Losses:
             "adversarial": self.adversarial_weight * losses["loss/adversarial"],
             "distillation": self.distillation_weight * losses["loss/distillation"],
         }
-        at = sample.x if self.distillation_space == "pixel" else sample.z
+        at = sample.x if self.judges_pixels and self.distillation_space == "pixel" else sample.z
         norms = gradient_norms(weighted, at, scale)
         norms["ratio"] = norms["adversarial"] / norms["distillation"]
         return {f"gradient_at_sample/{name}": norm for name, norm in norms.items()}

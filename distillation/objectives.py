@@ -4,46 +4,57 @@ Their reductions must not be changed, because lambda and gamma are tuned for the
 K heads (paper Eqs. 2 and 3) and averaged over batch and tokens; distillation is averaged over batch and elements.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from discriminator import Logits
 
 from .schedule import NoiseSchedule
 
 WEIGHTINGS = ("exponential", "sds", "uniform", "nfsd")
 
 
-def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+def per_head(logits: Logits) -> Sequence[Tensor]:
+    """K tensors `(B, N_k)`, of logits `(B, K, N)` or of such tensors already."""
+    return logits.unbind(1) if isinstance(logits, Tensor) else logits
+
+
+def hinge_discriminator_loss(real: Logits, fake: Logits) -> Tensor:
     """sum_k E[max(0, 1 - D_k(real))] + E[max(0, 1 + D_k(fake))] (paper Eq. 3).
 
     Args:
-        real, fake: `(B, K, N)` logits of K heads at N tokens.
+        real, fake: logits of K heads at N tokens, `(B, K, N)`, or `(B, N_k)` each.
 
     Returns:
         Scalar >= 0, mean over batch and tokens, sum over heads.
     """
-    return (torch.relu(1 - real) + torch.relu(1 + fake)).mean(dim=(0, 2)).sum()
+    pairs = zip(per_head(real), per_head(fake))
+    return torch.stack([(torch.relu(1 - r) + torch.relu(1 + f)).mean() for r, f in pairs]).sum()
 
 
-def hinge_generator_loss(fake: Tensor) -> Tensor:
-    """-sum_k E[D_k(fake)] (paper Eq. 2). `fake`: `(B, K, N)`. Returns a scalar, mean over batch and tokens."""
-    return -fake.mean(dim=(0, 2)).sum()
+def hinge_generator_loss(fake: Logits) -> Tensor:
+    """-sum_k E[D_k(fake)] (paper Eq. 2). Logits as above. Returns a scalar, mean over batch and tokens."""
+    return -torch.stack([of_head.mean() for of_head in per_head(fake)]).sum()
 
 
-def r1_penalties(logits: Tensor, features: tuple[Tensor, ...]) -> Tensor:
+def r1_penalties(logits: Logits, features: tuple[Tensor, ...]) -> Tensor:
     """R1 penalty on the input of each head: || d (sum of logits) / d F_k(x0) ||^2, mean over the batch (paper 3.2).
 
     With respect to the features instead of the pixels, the frozen network needs no double backward. The graph is
     retained, so the penalty and the hinge loss share one backward pass.
 
     Args:
-        logits: `(B, K, N)` logits of REAL images, computed from `features`.
-        features: K leaf tensors `(B, C, N)` that require gradients, float32.
+        logits: `(B, K, N)`, or `(B, N_k)` each, of REAL images, computed from `features`.
+        features: K leaves `(B, C, N)` or `(B, C_k, h_k, w_k)` that require grad, float32.
 
     Returns:
         `(K,)` >= 0, one value per tap. Their sum multiplied by gamma is the loss.
     """
-    gradients = torch.autograd.grad(logits.sum(), features, create_graph=True)
-    return torch.stack([g.square().sum(dim=(1, 2)).mean() for g in gradients])
+    total = torch.stack([of_head.sum() for of_head in per_head(logits)]).sum()
+    gradients = torch.autograd.grad(total, features, create_graph=True)
+    return torch.stack([g.square().flatten(1).sum(dim=1).mean() for g in gradients])
 
 
 def distillation_weight(schedule: NoiseSchedule, t: Tensor, weighting: str) -> Tensor:

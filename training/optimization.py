@@ -50,16 +50,19 @@ def discriminator_optimizer(parameters: Iterable[nn.Parameter], options: Options
     )
 
 
-def learning_rate_schedule(optimizer: Optimizer, own: OptimizationOptions, total_steps: int) -> LRScheduler:
-    """The learning rate schedule from diffusers, counted in iterations.
+def learning_rate_schedule(
+    optimizer: Optimizer, own: OptimizationOptions, total_steps: int, updates: int = 1
+) -> LRScheduler:
+    """One of diffusers' schedules, counted in iterations. Never `prepare`d: accelerate would step it once a process.
 
-    It must not be passed to `Accelerator.prepare`, because accelerate would step it once per process.
+    Args:
+        updates: of the network in an iteration. The schedule moves with each of them.
     """
     return get_scheduler(
         own.lr_scheduler,
         optimizer=optimizer,
-        num_warmup_steps=own.lr_warmup_steps,
-        num_training_steps=total_steps,
+        num_warmup_steps=own.lr_warmup_steps * updates,
+        num_training_steps=total_steps * updates,
         num_cycles=own.lr_num_cycles,
         power=own.lr_power,
     )

@@ -12,11 +12,14 @@ from benchmarks.fake import fake_run
 from benchmarks.meter import Meter
 from benchmarks.packed import PackedLinear, pack_linears
 from examples.tiny import models
+from tests.latent import latent_options
 from tests.support.runs import make_batches, options_of, prepare_run
 from tests.support.tiny_world import WIDTHS
-from train_add import iteration
+from train_add import iteration, prepare
+from training.models.families import StableDiffusion
 from training.models.quantization import quantize_linears
 from training.optimization import Updater
+from training.processes.accelerator import make_accelerator
 
 FLAGS = (
     "--mixed_precision no",
@@ -43,10 +46,13 @@ class TinyWorld(architectures.Architecture):
         return models.make_vae((8, 8, 8))
 
 
+TINY = TinyWorld("sd", {"cross_attention_dim": WIDTHS[0]}, ({"hidden_size": WIDTHS[0]},))
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     """In the full-size models' place; autocast as a CPU has it, which is where the real run takes place."""
-    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", TinyWorld("sd", {"cross_attention_dim": WIDTHS[0]}, ()))
+    monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", TINY)
     monkeypatch.setattr(architectures, "TEXT_LENGTH", models.MAX_TOKENS)
     monkeypatch.setattr(fake, "CONDITION_DIM", 2 * WIDTHS[0])
     monkeypatch.setattr(fake, "make_dinov2", lambda _: models.make_dinov2(width=32, layers=4))
@@ -83,6 +89,24 @@ def test_counted_is_measured(world, tmp_path, tiny, flags):
     assert cost.tflop * 1e12 == pytest.approx(flops, rel=1e-6)
     assert cost.peak_gib * GIB == pytest.approx(peak, rel=0.01)
     assert cost.trainable == sum(p.numel() for p in prepared.players.trainable().values())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--mixed_precision no",
+        "--mixed_precision bf16 --use_lora --lora_rank 4 --gradient_checkpointing",
+        "--mixed_precision bf16 --gradient_checkpointing --distillation_weight 0 --discriminator_taps down.1",
+    ],
+)
+def test_counted_is_measured_with_the_latent_discriminator(world, tmp_path, tiny, flags):
+    options = latent_options(world, tmp_path / "out", *flags.split())
+    prepared = prepare(options, StableDiffusion, make_accelerator(options))
+    flops, peak = measured(prepared)
+    hardware = dataclasses.replace(options.hardware, cache_dir_latents="there")
+    [cost] = count_iteration(tiny, dataclasses.replace(options, hardware=hardware))
+    assert cost.tflop * 1e12 == pytest.approx(flops, rel=1e-6)
+    assert cost.peak_gib * GIB == pytest.approx(peak, rel=0.01)
 
 
 def test_accumulation_samples_twice_and_holds_one_graph(tiny):

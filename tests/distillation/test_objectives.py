@@ -30,6 +30,24 @@ def test_hinge_by_hand():
     assert hinge_generator_loss(fake).item() == pytest.approx(2.25)
 
 
+def test_losses_of_heads_on_maps_of_several_sizes():
+    """Each head's mean is over its own tokens: a larger map weighs no more than a small one."""
+    real = (torch.tensor([[2.0, 0.5], [0.0, 1.5]]), torch.tensor([[-1.0], [0.5]]))
+    fake = (torch.tensor([[-2.0, 0.5], [-1.0, -1.0]]), torch.tensor([[0.0], [-3.0]]))
+    # head 0: mean(0, .5, 1, 0) + mean(0, 1.5, 0, 0) = .75; head 1: mean(2, .5) + mean(1, 0) = 1.75
+    assert hinge_discriminator_loss(real, fake).item() == pytest.approx(2.5)
+    # head 0: -mean(-2, .5, -1, -1) = .875; head 1: -mean(0, -3) = 1.5
+    assert hinge_generator_loss(fake).item() == pytest.approx(2.375)
+
+
+def test_r1_of_a_quadratic_on_maps_of_several_sizes():
+    """As below, with maps `(B, C_k, h_k, w_k)`."""
+    features = (torch.randn(3, 2, 4, 6, requires_grad=True), torch.randn(3, 5, 2, 3, requires_grad=True))
+    logits = tuple((0.5 * f.square()).sum(1).flatten(1) for f in features)
+    expected = torch.stack([f.square().sum((1, 2, 3)).mean() for f in features])
+    torch.testing.assert_close(r1_penalties(logits, features), expected)
+
+
 def test_hinge_does_not_depend_on_the_batch_but_on_the_heads():
     real, fake = torch.randn(2, 4, 3, 5).unbind(0)
     once = hinge_discriminator_loss(real, fake)

@@ -29,6 +29,24 @@ def make_updater(eight_bit=False, max_grad_norm=1.0, total_steps=10):
     return network, Updater(accelerator, accelerator.prepare(optimizer), schedule, max_grad_norm)
 
 
+def test_schedule_of_a_network_with_several_updates_is_counted_in_iterations():
+    """Three updates an iteration: at each iteration's end the rate is that of a network with one."""
+    rates = {}
+    for updates in (1, 3):
+        options = options_of(*FLAGS, "--lr_scheduler", "cosine", "--lr_warmup_steps", 2)
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = learning_rate_schedule(optimizer, options.optimization, total_steps=8, updates=updates)
+        rates[updates] = []
+        for _ in range(8):
+            for _ in range(updates):
+                optimizer.step()
+                schedule.step()
+            rates[updates].append(schedule.get_last_lr()[0])
+    assert rates[3] == pytest.approx(rates[1])
+    assert rates[1][1] == max(rates[1])
+    assert rates[1][-1] == pytest.approx(0)
+
+
 @pytest.mark.parametrize("eight_bit", [False, True])
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_non_finite_step_is_skipped_and_the_next_is_taken(eight_bit, bad):

@@ -14,7 +14,7 @@ from distillation.student import Condition
 from distillation.teacher import TeacherConditions
 from training.encoding.embeddings import Embeddings
 from training.models.families import Family
-from training.options.derived import frozen_dtype, guiding_prompts, noise_settings
+from training.options.derived import frozen_dtype, guiding_prompts, needs_teacher, noise_settings
 from training.options.options import Options
 
 
@@ -80,7 +80,7 @@ class BatchMaker:
 
     def _teacher_conditions(self, student: Condition, captions: list[str], sizes: dict) -> TeacherConditions | None:
         """The teacher's conditions. `student` is the student's condition, which a teacher from the same repo shares."""
-        if self.options.method.distillation_weight == 0:
+        if not needs_teacher(self.options):
             return None
         same = self.teacher is self.student
         caption = student if same else self._condition(self.teacher, captions, sizes)
@@ -113,7 +113,7 @@ def make_batch_maker(
         teacher,
         latents,
         embeddings,
-        noise_settings(options, seed),
+        noise_settings(options, seed, accelerator.num_processes, teacher.scheduler.config.num_train_timesteps),
         None if keeps_image else options.method.student_timesteps[-1],
         accelerator.device,
         frozen_dtype(accelerator),

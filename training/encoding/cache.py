@@ -37,10 +37,11 @@ from training.encoding.cache_writer import (
 )
 from training.encoding.embeddings import Embeddings, OnlineEmbeddings
 from training.encoding.fingerprint import difference, model_fingerprint
+from training.encoding.pooled import make_conditions
 from training.errors import OptionError
 from training.models.families import Family
-from training.models.networks import load_conditions
-from training.options.derived import HALF, guiding_prompts
+from training.options.derived import HALF, guiding_prompts, uses_latent_discriminator
+from training.options.method import NONE
 from training.options.options import Options
 from training.processes.main_process import on_main_process
 
@@ -103,7 +104,7 @@ def open_embeddings(
     """
 
     def encoders() -> OnlineEmbeddings:
-        return OnlineEmbeddings(latents, *load_conditions(options, accelerator))
+        return OnlineEmbeddings(latents, *make_conditions(options, accelerator, teacher))
 
     if options.hardware.cache_dir_latents is None:
         return encoders()
@@ -209,10 +210,20 @@ def cache_fingerprint(
         for part in family.text_encoders:
             place = (family.name, part, family.where["revision"], family.where["cache_dir"])
             found[f"{name}.{part}"] = model_fingerprint(*place)
+    return found | _condition_fingerprint(options)
+
+
+def _condition_fingerprint(options: Options) -> dict[str, str | None]:
+    """What c_text and c_img are made with; None where one is off."""
+    own = options.discriminator
+    if uses_latent_discriminator(options):
+        pooled = None if own.discriminator_text_model == NONE else "the teacher's pooled caption"
+        return {"c_text": pooled, "c_image": None}
+    found: dict[str, str | None] = {}
     for kind in ("text", "image"):
-        model = getattr(options.discriminator, f"discriminator_{kind}_model")
-        is_on = options.method.adversarial_weight > 0 and model != "none"
-        revision = getattr(options.discriminator, f"discriminator_{kind}_model_revision")
+        model = getattr(own, f"discriminator_{kind}_model")
+        is_on = options.method.adversarial_weight > 0 and model != NONE
+        revision = getattr(own, f"discriminator_{kind}_model_revision")
         found[f"c_{kind}"] = model_fingerprint(model, "", revision, options.models.cache_dir) if is_on else None
     return found
 

@@ -1,13 +1,13 @@
 """Latents and embeddings of images and captions, computed by frozen encoders. `cache.py` reads them from disk."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from discriminator import ImageCondition, TextCondition
+from discriminator import ImageCondition
 from distillation.latents import LatentSpace
 from training.models.families import Family
 
@@ -44,7 +44,7 @@ class OnlineEmbeddings:
     """
 
     space: LatentSpace
-    text: TextCondition | None
+    text: Callable[[list[str]], Tensor] | None  # with `dim`
     image: ImageCondition | None
 
     def latents(self, x0: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

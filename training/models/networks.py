@@ -1,27 +1,22 @@
 """Loading of a run's networks: student, teacher, latent spaces, discriminator and condition encoders."""
 
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 
-from discriminator import Discriminator, FeatureNetwork, ImageCondition, TextCondition
+from discriminator import ImageCondition, TextCondition
 from discriminator.pretrained import load_frozen
 from distillation.latents import LatentSpace
-from distillation.losses import Losses
-from distillation.schedule import NoiseSchedule
-from distillation.student import Condition
-from distillation.teacher import Teacher
 from pipelines.precision import keep_output_in_float32
 from training.errors import OptionError
 from training.models.families import Family
-from training.models.lora import add_lora, without_adapter
+from training.models.lora import add_lora, checkpointed
 from training.models.quantization import keep_norms_in_float32, quantize_linears
 from training.models.sources import loading
-from training.options.derived import HALF, frozen_dtype, guidance_scale, precision
+from training.options.derived import HALF, frozen_dtype, needs_teacher, precision, uses_latent_discriminator
 from training.options.method import NONE
 from training.options.options import Options
 
@@ -34,11 +29,11 @@ class Networks:
     """Student and teacher with their latent spaces.
 
     Attributes:
-        student: UNet that is trainable, or has trainable adapters.
-        teacher: frozen UNet. With `--use_lora` and the same repo, it is the student itself, to be called without its
-            adapter. None without distillation.
-        latents: latent space of the student.
-        teacher_latents: latent space of the teacher if it differs from the student's, else None.
+        student: trainable, or with trainable adapters.
+        teacher: the frozen UNet; with `--use_lora` on the teacher's own repo the student itself, to be called without
+            its adapter; None where neither its targets nor its features are needed.
+        latents: the student's latent space.
+        teacher_latents: the teacher's where it is another one, else None.
     """
 
     student: UNet2DConditionModel
@@ -58,8 +53,8 @@ def load_networks(options: Options, student: Family, teacher: Family, accelerato
     student.load_vae(dtype, device)
     latents = LatentSpace(student.vae, _tiny_decoder(options, dtype, device), options.hardware.decode_crop_halo)
     teacher_latents = None
-    distils = options.method.distillation_weight > 0
-    if distils and teacher is not student:
+    has_teacher = needs_teacher(options)
+    if has_teacher and teacher is not student:
         teacher.load_text_encoders(dtype, device)
         teacher.load_vae(dtype, device)
         own = LatentSpace(teacher.vae)
@@ -71,16 +66,25 @@ def load_networks(options: Options, student: Family, teacher: Family, accelerato
         )
     unet = _load_student(options, student, dtype, device)
     teacher_unet = None
-    if distils:
+    if has_teacher:
         shared = options.lora.use_lora and teacher is student
         teacher_unet = unet if shared else _load_frozen(teacher, options.hardware.teacher_precision, dtype, device)
     for network in {unet, teacher_unet} - {None}:
         if options.hardware.enable_xformers_memory_efficient_attention:
             network.enable_xformers_memory_efficient_attention()
     if options.hardware.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-        latents.vae.enable_gradient_checkpointing()
+        enable_gradient_checkpointing(options, unet, teacher_unet, latents)
     return Networks(unet, teacher_unet, latents, teacher_latents)
+
+
+def enable_gradient_checkpointing(
+    options: Options, student: UNet2DConditionModel, teacher: UNet2DConditionModel | None, latents: LatentSpace
+) -> None:
+    """Recompute activations of all that gradients flow through: with the latent discriminator, the teacher too."""
+    student.enable_gradient_checkpointing(checkpointed)
+    latents.vae.enable_gradient_checkpointing()
+    if uses_latent_discriminator(options) and teacher is not student:
+        teacher.enable_gradient_checkpointing()
 
 
 def prepare_output_layers(unet: UNet2DConditionModel, options: Options, prediction_type: str) -> None:
@@ -100,7 +104,7 @@ def check_latent_spaces(options: Options, student: Family, teacher: Family) -> N
     Raises:
         OptionError: the latent spaces differ, but the options require a shared one.
     """
-    if options.method.distillation_weight > 0 and student.scaling_factor != teacher.scaling_factor:
+    if needs_teacher(options) and student.scaling_factor != teacher.scaling_factor:
         check_other_latent_space(options)
 
 
@@ -108,6 +112,11 @@ def check_other_latent_space(options: Options) -> None:
     """Raise an OptionError if an option requires that teacher and student share their latent space."""
     teacher, crop = options.models.pretrained_teacher_model, options.hardware.decode_crop_size
     reason = f"--pretrained_teacher_model {teacher} has another latent space than the student"
+    if uses_latent_discriminator(options):
+        raise OptionError(
+            f"--discriminator got 'latent': {reason}, and the teacher cannot judge latents of another space; use "
+            "--discriminator pixel"
+        )
     if options.method.distillation_space == "latent":
         raise OptionError(
             f"--distillation_space got 'latent': {reason}, so their latents cannot be compared; use "
@@ -158,44 +167,6 @@ def _load_frozen(
     return family.load_unet({**HALF, "fp32": torch.float32}.get(precision, dtype), device)
 
 
-def _in_own_precision(unet: UNet2DConditionModel) -> Callable:
-    """A callable that runs `unet` in the precision of its weights, regardless of the precision of the run."""
-
-    def cast(condition: Condition) -> Condition:
-        return {k: cast(v) if isinstance(v, Mapping) else v.to(unet.dtype) for k, v in condition.items()}
-
-    def call(x_t: torch.Tensor, t: torch.Tensor, **condition):
-        with torch.autocast(x_t.device.type, enabled=False):
-            return unet(x_t.to(unet.dtype), t, **cast(condition))
-
-    return call
-
-
-def make_discriminator(options: Options, condition_dim: int, accelerator: Accelerator) -> Discriminator | None:
-    """Make the discriminator with the feature network F and new heads; None without adversarial training.
-
-    Args:
-        condition_dim: dimension D of the heads' condition, 0 for none.
-
-    Raises:
-        OptionError: F cannot be loaded or used.
-    """
-    if options.method.adversarial_weight == 0:
-        return None
-    own = options.discriminator
-    name = own.discriminator_feature_model
-    with loading("discriminator_feature_model", name, "a vision transformer, such as facebook/dinov2-small"):
-        network = FeatureNetwork.from_pretrained(
-            name,
-            input_size=own.discriminator_input_size,
-            revision=own.discriminator_feature_model_revision,
-            cache_dir=options.models.cache_dir,
-            dtype=frozen_dtype(accelerator),
-        )
-    discriminator = Discriminator(network, condition_dim, not own.no_diffaugment, own.discriminator_norm)
-    return discriminator.to(accelerator.device)
-
-
 def load_conditions(options: Options, accelerator: Accelerator) -> tuple[TextCondition | None, ImageCondition | None]:
     """Load the encoders of c_text and c_img; None for a disabled condition.
 
@@ -215,37 +186,4 @@ def load_conditions(options: Options, accelerator: Accelerator) -> tuple[TextCon
     return (
         load(TextCondition, "discriminator_text_model", "a CLIP with projection"),
         load(ImageCondition, "discriminator_image_model", "a self-supervised vision transformer, such as DINOv2"),
-    )
-
-
-def make_losses(
-    options: Options,
-    networks: Networks,
-    student: torch.nn.Module,
-    discriminator: Discriminator | None,
-    schedules: tuple[NoiseSchedule, NoiseSchedule],
-    accelerator: Accelerator,
-) -> Losses:
-    """Make the losses of a run. `student` is the student as wrapped by accelerate."""
-    teacher = None
-    if networks.teacher is not None:
-        unet = networks.teacher
-        call = without_adapter(unet) if unet is networks.student else _in_own_precision(unet)
-        teacher = Teacher(call, schedules[1], guidance_scale(options), options.method.teacher_steps)
-    return Losses(
-        student=student,
-        schedule=schedules[0],
-        latents=networks.latents,
-        teacher=teacher,
-        teacher_latents=networks.teacher_latents,
-        discriminator=discriminator,
-        heads=None if discriminator is None else accelerator.prepare_model(discriminator.heads),
-        adversarial_weight=options.method.adversarial_weight,
-        distillation_weight=options.method.distillation_weight,
-        distillation_weighting=options.method.distillation_weighting,
-        distillation_space=options.method.distillation_space,
-        r1_gamma=options.discriminator.r1_gamma,
-        reconstruct_real=options.discriminator.reconstruct_real,
-        student_timesteps=options.method.student_timesteps,
-        autocast=accelerator.autocast,
     )

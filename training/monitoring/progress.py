@@ -72,7 +72,7 @@ class Progress:
         run, state = self.run, self.run.state
         state.skipped = self.skipped_before + skipped
         self._add_up_counts()
-        values["images_per_second"] = self._iterations_per_second() * run.effective_batch_size
+        values["images_per_second"] = self._iterations_per_second() * run.samples_per_iteration
         values["skipped_steps"] = state.skipped
         values["replaced_samples"], values["enlarged_samples"] = state.replaced, state.enlarged
         for name, updater in run.players.updaters.items():

@@ -47,9 +47,18 @@ def learning_rate(options: Options) -> float:
 
 
 def effective_batch_size(options: Options, num_processes: int) -> int:
-    """Number of samples per iteration, summed over processes and micro-batches."""
+    """Samples per update of a network, over all processes and micro-batches."""
     optimization = options.optimization
     return optimization.train_batch_size * optimization.gradient_accumulation_steps * num_processes
+
+
+def samples_per_iteration(options: Options, num_processes: int) -> int:
+    """Samples that an iteration reads: one effective batch for each of `--discriminator_steps`.
+
+    The stream's position after a number of iterations is that number times this, which is how a run is resumed and
+    what the warm-up of the student's timesteps counts by.
+    """
+    return effective_batch_size(options, num_processes) * options.discriminator.discriminator_steps
 
 
 def total_iterations(options: Options, num_samples: int | None, num_processes: int) -> int:
@@ -67,7 +76,24 @@ def total_iterations(options: Options, num_samples: int | None, num_processes: i
     if num_samples is None:
         raise OptionError("--streaming got True: the length of a stream is unknown; give --max_train_steps")
     samples = optimization.num_train_epochs * num_samples
-    return max(1, samples // effective_batch_size(options, num_processes))
+    return max(1, samples // samples_per_iteration(options, num_processes))
+
+
+def uses_latent_discriminator(options: Options) -> bool:
+    """Whether there is a discriminator, and it judges latents by the teacher's features."""
+    return options.method.adversarial_weight > 0 and options.discriminator.is_latent
+
+
+def needs_teacher(options: Options) -> bool:
+    """Whether a teacher is loaded: for its targets, or for its features."""
+    return options.method.distillation_weight > 0 or uses_latent_discriminator(options)
+
+
+def decodes(options: Options) -> bool:
+    """Whether samples are decoded while training."""
+    judges_pixels = options.method.adversarial_weight > 0 and not options.discriminator.is_latent
+    distils_pixels = options.method.distillation_weight > 0 and options.method.distillation_space == "pixel"
+    return judges_pixels or distils_pixels
 
 
 def make_student_scheduler(options: Options, scheduler: SchedulerMixin) -> DDPMScheduler:
@@ -165,14 +191,32 @@ def guiding_prompts(options: Options) -> tuple[str, ...]:
 
     Each prompt costs the teacher one forward pass.
     """
+    if options.method.distillation_weight == 0:
+        return ()
     if options.method.distillation_weighting == "nfsd":
         return ("", NFSD_NEGATIVE_PROMPT if options.method.negative_prompt is None else options.method.negative_prompt)
     return () if guidance_scale(options) == 1.0 else (options.method.negative_prompt or "",)
 
 
-def noise_settings(options: Options, seed: int) -> NoiseSettings:
-    """The distributions that the noise and the timesteps of a run are drawn from."""
+def warmup_probabilities(options: Options) -> tuple[float, ...]:
+    """`--student_timestep_warmup_probabilities`, or the less noisy half of the student's timesteps, evenly."""
+    n = len(options.method.student_timesteps)
+    half = max(1, n // 2)
+    return options.method.student_timestep_warmup_probabilities or (1 / half,) * half + (0.0,) * (n - half)
+
+
+def noise_settings(options: Options, seed: int, num_processes: int, num_timesteps: int) -> NoiseSettings:
+    """The distributions of a run's random numbers. `num_timesteps` are those of the teacher's schedule."""
     method = options.method
     n = len(method.student_timesteps)
-    probabilities = method.student_timestep_probabilities or (1 / n,) * n
-    return NoiseSettings(seed, method.student_timesteps, probabilities, method.teacher_timestep_range)
+    return NoiseSettings(
+        seed=seed,
+        student_timesteps=method.student_timesteps,
+        student_probabilities=method.student_timestep_probabilities or (1 / n,) * n,
+        teacher_timesteps=method.teacher_timestep_range,
+        warmup_positions=method.student_timestep_warmup_steps * samples_per_iteration(options, num_processes),
+        warmup_probabilities=warmup_probabilities(options),
+        t_hat_mean=options.discriminator.discriminator_timestep_mean,
+        t_hat_std=options.discriminator.discriminator_timestep_std,
+        num_timesteps=num_timesteps,
+    )

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from training.errors import UserError
+from training.options.derived import decodes
 from training.options.options import Options, all_flags
 
 
@@ -47,11 +48,13 @@ def advice(options: Options) -> str:
         (
             "decode_crop_size",
             " 224",
-            hardware.decode_crop_size is None
-            and options.data.resolution > 224
-            and options.method.adversarial_weight > 0,
+            hardware.decode_crop_size is None and options.data.resolution > 224 and decodes(options),
         ),
-        ("distillation_space", " latent", same_repo and options.method.distillation_space == "pixel"),
+        (
+            "distillation_space",
+            " latent",
+            same_repo and options.method.distillation_space == "pixel" and options.method.distillation_weight > 0,
+        ),
         ("teacher_precision", " 4bit", hardware.teacher_precision not in ("4bit", "8bit")),
     )
     unused = [f"--{name}{value}{saves.get(name, '')}" for name, value, applies in candidates if applies]

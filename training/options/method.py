@@ -9,7 +9,8 @@ from distillation.student import DEFAULT_STUDENT_TIMESTEPS
 from training.options.declaration import AT_LEAST_ONE, FRACTION, NOT_NEGATIVE, POSITIVE, Resume, flag
 
 FIXED = Resume.FIXED
-NONE = "none"  # the value that disables a network
+NONE = "none"  # how the command line says "without this network"
+DEFAULT_TAPS = ("down", "mid")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,21 @@ class MethodOptions:
         None,
         "Probability of each of the --student_timesteps; the probabilities must sum to 1. Uniform by default, as in "
         "the paper.",
+        resume=FIXED,
+        metavar="P",
+    )
+    student_timestep_warmup_steps: int = flag(
+        0,
+        "Number of first iterations in which the student's timesteps are drawn with "
+        "--student_timestep_warmup_probabilities. Not in the paper; LADD begins with the less noisy half (recalled, "
+        "not checked against its text).",
+        resume=FIXED,
+        range=NOT_NEGATIVE,
+    )
+    student_timestep_warmup_probabilities: tuple[float, ...] | None = flag(
+        None,
+        "Probability of each of --student_timesteps during --student_timestep_warmup_steps. By default the less noisy "
+        "half, evenly: 0.5 0.5 0 0 for four timesteps.",
         resume=FIXED,
         metavar="P",
     )
@@ -61,9 +77,9 @@ class MethodOptions:
         choices=WEIGHTINGS,
     )
     distillation_space: str = flag(
-        "pixel",
-        "Space in which the distillation loss is computed. The paper found pixels more stable; `latent` saves one "
-        "decoding.",
+        None,
+        "Space in which L_distill is computed. The paper found pixels more stable; `latent` saves one decoding. By "
+        "default pixel, and latent with --discriminator latent, where nothing else needs pixels.",
         resume=FIXED,
         choices=("pixel", "latent"),
         saves="one decoding",
@@ -98,6 +114,34 @@ class DiscriminatorOptions:
 
     title: ClassVar[str] = "discriminator (paper 3.2)"
 
+    discriminator: str = flag(
+        "pixel",
+        "What the discriminator judges: `pixel` is the paper's, a vision transformer on decoded images; `latent` is "
+        "LADD's (2403.12015), the teacher's UNet on latents at a random noise level: nothing is decoded, and images "
+        "may have any size.",
+        resume=FIXED,
+        choices=("pixel", "latent"),
+    )
+    discriminator_taps: tuple[str, ...] = flag(
+        DEFAULT_TAPS,
+        "Parts of the teacher's UNet after whose attention blocks the latent discriminator's heads are: down, mid, up, "
+        "or single blocks such as down.1. Its forward ends at the last of them, so fewer and earlier ones cost less.",
+        resume=FIXED,
+        metavar="PART",
+    )
+    discriminator_timestep_mean: float = flag(
+        1.0,
+        "Mean m of the noise levels at which the latent discriminator judges: t^ / 1000 is the logistic function of a "
+        "Gaussian. Larger is noisier: global structure instead of texture. LADD's 1 is recalled, not checked against "
+        "its text.",
+        resume=FIXED,
+    )
+    discriminator_timestep_std: float = flag(
+        1.0,
+        "Standard deviation of that Gaussian. LADD's 1 is recalled, not checked against its text.",
+        resume=FIXED,
+        range=POSITIVE,
+    )
     discriminator_feature_model: str = flag(
         "facebook/dinov2-small",
         "Hub id or folder of the frozen vision transformer F that extracts the discriminator's features: DINOv2, "
@@ -106,8 +150,8 @@ class DiscriminatorOptions:
     )
     discriminator_text_model: str = flag(
         "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
-        "Hub id or folder of the CLIP text encoder (with projection) that computes the condition c_text. `none` "
-        "disables this condition (Table 1b).",
+        "Text encoder of c_text, a CLIP with projection; `none` disables this condition (Table 1b). With "
+        "--discriminator latent the default is the teacher's own pooled caption, and only `none` may be given.",
         resume=FIXED,
     )
     discriminator_image_model: str = flag(
@@ -129,6 +173,14 @@ class DiscriminatorOptions:
         None,
         "Height and width in pixels of the input of the feature network F, at most 518 for DINOv2. Defaults to 224, or "
         "to the native size of F if that is smaller.",
+        resume=FIXED,
+        range=AT_LEAST_ONE,
+    )
+    discriminator_steps: int = flag(
+        1,
+        "Updates of the discriminator for each update of the student, each on samples of its own: an iteration reads "
+        "this many times as many samples. Each additional update costs one forward of student and decoder and the "
+        "discriminator's own work. The paper uses 1, public recipes 1 to 10.",
         resume=FIXED,
         range=AT_LEAST_ONE,
     )
@@ -174,6 +226,9 @@ class DiscriminatorOptions:
         "Costs one decoding without gradients.",
         resume=FIXED,
     )
-    no_diffaugment: bool = flag(
-        False, "Disable DiffAugment, the augmentation of the discriminator's input images.", resume=FIXED
-    )
+    no_diffaugment: bool = flag(False, "Do not augment the discriminator's images (DiffAugment).", resume=FIXED)
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether it judges latents."""
+        return self.discriminator == "latent"

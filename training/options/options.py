@@ -33,8 +33,8 @@ class Options:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Options":
-        """Make the options from a parsed command line. Lists become tuples; flags that the parser does not have keep
-        their defaults.
+        """The options that a parsed command line gives. Lists become tuples; flags that the parser lacks keep their
+        defaults. `--distillation_space` becomes what it is by default: a run's records then name it.
 
         Raises:
             OptionError: a number is not finite or out of range.
@@ -47,6 +47,9 @@ class Options:
                 values[flag.name] = tuple(value) if isinstance(value, list) else value
                 flag.check(values[flag.name])
             groups[name] = group(**values)
+        if groups["method"].distillation_space is None:
+            space = "latent" if groups["discriminator"].is_latent else "pixel"
+            groups["method"] = dataclasses.replace(groups["method"], distillation_space=space)
         return cls(**groups)
 
     def flat(self) -> dict[str, Any]:

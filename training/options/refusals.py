@@ -10,7 +10,8 @@ import torch
 
 from training.data.sources import LOADERS
 from training.errors import OptionError
-from training.options.derived import precision
+from training.options.derived import needs_teacher, precision
+from training.options.discriminator_refusals import check_discriminator
 from training.options.method import NONE
 from training.options.options import Options
 
@@ -21,7 +22,16 @@ def refuse(options: Options) -> None:
     Raises:
         OptionError: a combination cannot work; the message names the flag, its value and the fix.
     """
-    for check in (_check_data, _check_method, _check_models, _check_memory, _check_output, _check_hardware):
+    checks = (
+        _check_data,
+        _check_method,
+        check_discriminator,
+        _check_models,
+        _check_memory,
+        _check_output,
+        _check_hardware,
+    )
+    for check in checks:
         check(options)
 
 
@@ -66,26 +76,26 @@ def _check_data(options: Options) -> None:
 
 def _check_method(options: Options) -> None:
     method = options.method
-    steps, probabilities = method.student_timesteps, method.student_timestep_probabilities
+    steps = method.student_timesteps
     _require(
         list(steps) == sorted(set(steps)) and steps[0] >= 0,
         "student_timesteps",
         steps,
         "give timesteps in ascending order, such as 249 499 749 999",
     )
-    if probabilities is not None:
-        _require(
-            len(probabilities) == len(steps),
-            "student_timestep_probabilities",
-            probabilities,
-            f"give one probability for each of the {len(steps)} --student_timesteps",
-        )
-        _require(
-            min(probabilities) >= 0 and abs(sum(probabilities) - 1) < 1e-6,
-            "student_timestep_probabilities",
-            probabilities,
-            "probabilities must be 0 or more and sum to 1",
-        )
+    for flag in ("student_timestep_probabilities", "student_timestep_warmup_probabilities"):
+        probabilities = getattr(method, flag)
+        if probabilities is not None:
+            each = f"give one probability for each of the {len(steps)} --student_timesteps"
+            _require(len(probabilities) == len(steps), flag, probabilities, each)
+            is_distribution = min(probabilities) >= 0 and abs(sum(probabilities) - 1) < 1e-6
+            _require(is_distribution, flag, probabilities, "probabilities must be 0 or more and sum to 1")
+    _require(
+        method.student_timestep_warmup_probabilities is None or method.student_timestep_warmup_steps > 0,
+        "student_timestep_warmup_probabilities",
+        method.student_timestep_warmup_probabilities,
+        "there is no warm-up; say how long it is with --student_timestep_warmup_steps",
+    )
     if method.adversarial_weight == 0 and method.distillation_weight == 0:
         raise OptionError(
             "--adversarial_weight got 0 and --distillation_weight got 0: nothing would be trained; "
@@ -150,7 +160,7 @@ def _check_models(options: Options) -> None:
 
 
 def _check_memory(options: Options) -> None:
-    hardware, data, method = options.hardware, options.data, options.method
+    hardware, data = options.hardware, options.data
     size = hardware.decode_crop_size
     if size is not None:
         _require(
@@ -158,12 +168,6 @@ def _check_memory(options: Options) -> None:
             "decode_crop_size",
             size,
             f"give a multiple of 8 up to --resolution {data.resolution}",
-        )
-        _require(
-            method.adversarial_weight > 0 or method.distillation_space == "pixel",
-            "decode_crop_size",
-            size,
-            "nothing is decoded with --distillation_space latent and --adversarial_weight 0; leave the flag out",
         )
     folder = hardware.cache_dir_latents
     if folder is not None:
@@ -176,7 +180,7 @@ def _check_memory(options: Options) -> None:
         )
     if hardware.teacher_precision is not None:
         _require(
-            method.distillation_weight > 0 or options.lora.use_lora,
+            needs_teacher(options) or options.lora.use_lora,
             "teacher_precision",
             hardware.teacher_precision,
             "--distillation_weight 0 loads no teacher; leave the flag out",

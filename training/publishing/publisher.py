@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from training.checkpoints.folder_lock import lock_folder_of_run
 from training.monitoring.validation import averaged
 from training.options import Options
-from training.options.derived import make_student_scheduler
+from training.options.derived import make_student_scheduler, uses_latent_discriminator
 from training.processes.main_process import on_main_process
 from training.publishing.hub.checkpoint_branch import CheckpointPusher
 from training.publishing.hub.push import check_push, push_published
@@ -70,6 +70,9 @@ class Publisher:
             "seed": run.state.seed,
             "prediction type": run.schedules[0].prediction_type,
         }
+        if uses_latent_discriminator(run.options):
+            taps = " ".join(run.options.discriminator.discriminator_taps)
+            facts["discriminator"] = f"latent (LADD), on the teacher's features ({taps})"
         if run.state.changed:
             facts["changed on resume"] = "; ".join(run.state.changed)
         scheduler = make_student_scheduler(run.options, run.family.scheduler)

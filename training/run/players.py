@@ -8,10 +8,11 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from discriminator import Discriminator
+from discriminator import Discriminator, LatentDiscriminator
 from distillation.losses import Losses
 from distillation.schedule import NoiseSchedule
-from training.models.networks import Networks, make_losses
+from training.models.losses import make_losses
+from training.models.networks import Networks
 from training.optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
 from training.options import Options
 from training.options.derived import effective_batch_size
@@ -28,6 +29,7 @@ class Players:
         updaters: updaters with the keys "student" and, with a discriminator, "discriminator".
         ema: moving average of the student's trainable parameters, or None.
         accelerator: accelerator that runs the backward passes.
+        discriminator_steps: number of updates of the heads per update of the student.
     """
 
     student: nn.Module
@@ -36,6 +38,7 @@ class Players:
     updaters: dict[str, Updater]
     ema: EMAModel | None
     accelerator: Accelerator
+    discriminator_steps: int = 1
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The student's trainable parameters by name: all parameters, or only those of the adapter."""
@@ -46,7 +49,7 @@ def make_players(
     options: Options,
     accelerator: Accelerator,
     networks: Networks,
-    discriminator: Discriminator | None,
+    discriminator: Discriminator | LatentDiscriminator | None,
     schedules: tuple[NoiseSchedule, NoiseSchedule],
     total_steps: int,
 ) -> Players:
@@ -59,21 +62,24 @@ def make_players(
     trainable = [p for p in networks.student.parameters() if p.requires_grad]
     scale = effective_batch_size(options, accelerator.num_processes) if options.optimization.scale_lr else 1
 
-    def updater(optimizer: torch.optim.Optimizer) -> Updater:
-        schedule = learning_rate_schedule(optimizer, options.optimization, total_steps)
+    def updater(optimizer: torch.optim.Optimizer, updates: int = 1) -> Updater:
+        schedule = learning_rate_schedule(optimizer, options.optimization, total_steps, updates)
         prepared = accelerator.prepare(optimizer)
         return Updater(accelerator, prepared, schedule, options.optimization.max_grad_norm)
 
     updaters = {"student": updater(student_optimizer(trainable, options, scale))}
     if discriminator is not None:
-        updaters["discriminator"] = updater(discriminator_optimizer(discriminator.heads.parameters(), options, scale))
+        heads_optimizer = discriminator_optimizer(discriminator.heads.parameters(), options, scale)
+        updaters["discriminator"] = updater(heads_optimizer, options.discriminator.discriminator_steps)
     ema = make_ema(trainable, options.optimization.ema_decay) if options.optimization.use_ema else None
     # Networks are wrapped last. DistributedDataParallel refuses to wrap a network after its optimizer has taken a step,
     # and torch.compile has to come before both.
     student = accelerator.prepare_model(networks.student)
     losses = make_losses(options, networks, student, discriminator, schedules, accelerator)
     heads = None if discriminator is None else discriminator.heads
-    return Players(networks.student, heads, losses, updaters, ema, accelerator)
+    return Players(
+        networks.student, heads, losses, updaters, ema, accelerator, options.discriminator.discriminator_steps
+    )
 
 
 def make_ema(parameters: Iterable[nn.Parameter], decay: float) -> EMAModel:

@@ -13,7 +13,7 @@ from training.encoding.embeddings import Embeddings
 from training.models.families import Family
 from training.models.networks import Networks
 from training.options import Options
-from training.options.derived import effective_batch_size
+from training.options.derived import effective_batch_size, samples_per_iteration
 from training.run.players import Players
 from training.run.state import RunState
 
@@ -52,8 +52,13 @@ class Run:
 
     @property
     def effective_batch_size(self) -> int:
-        """Number of samples per iteration, over all processes."""
+        """Number of samples per update of a network, over all processes."""
         return effective_batch_size(self.options, self.accelerator.num_processes)
+
+    @property
+    def samples_per_iteration(self) -> int:
+        """Samples that an iteration reads, over all processes."""
+        return samples_per_iteration(self.options, self.accelerator.num_processes)
 
     @property
     def num_samples(self) -> int | None:

@@ -37,10 +37,13 @@ class RunState:
     enlarged: int = 0
     changed: list[str] = field(default_factory=list)
 
-    def advance(self, effective_batch_size: int) -> None:
-        """Count one iteration. `training.monitoring.progress` adds up the counts of the processes every few steps."""
+    def advance(self, samples: int) -> None:
+        """Count one iteration that read `samples` over all processes.
+
+        `training.monitoring.progress` adds up the counts of the processes every few iterations.
+        """
         self.step += 1
-        self.position += effective_batch_size
+        self.position += samples
 
 
 def pack_run(

@@ -16,7 +16,7 @@ from tests.support.runs import parse, prepare_run
 from training.encoding.cache import cache_fingerprint
 from training.encoding.fingerprint import model_fingerprint
 from training.errors import OptionError
-from training.models import networks
+from training.models import discriminators, networks
 from training.models.families import StableDiffusion, StableDiffusionXL, open_families
 
 
@@ -73,7 +73,7 @@ def arguments(world, *extra):
 
 CPU = SimpleNamespace(mixed_precision="no", device=torch.device("cpu"))
 LOADERS = {
-    "discriminator_feature_model": lambda args: networks.make_discriminator(args, 0, CPU),
+    "discriminator_feature_model": lambda args: discriminators.make_pixel_discriminator(args, 0, CPU),
     "discriminator_text_model": lambda args: networks.load_conditions(args, CPU),
     "discriminator_image_model": lambda args: networks.load_conditions(args, CPU),
     "pretrained_tiny_vae_model": lambda args: networks._tiny_decoder(args, torch.float32, "cpu"),

@@ -7,6 +7,7 @@ from training.models.families.base import Family
 from training.models.families.stable_diffusion import StableDiffusion
 from training.models.families.stable_diffusion_xl import StableDiffusionXL
 from training.models.sources import loading
+from training.options.derived import needs_teacher
 from training.options.options import Options
 
 __all__ = ["Family", "StableDiffusion", "StableDiffusionXL", "open_families"]
@@ -17,8 +18,7 @@ FAMILY_OF_PIPELINE = {family.stock_class: family for family in (StableDiffusion,
 def open_families(options: Options, expected: type[Family]) -> tuple[Family, Family]:
     """Open the repos of student and teacher without loading weights.
 
-    Both are the same object if the student starts from the teacher's repo, or if there is no teacher because of
-    `--distillation_weight 0`.
+    They are one object where the student is made of the teacher's repo, and where no teacher is needed.
 
     Args:
         expected: model family of the student.
@@ -39,7 +39,7 @@ def open_families(options: Options, expected: type[Family]) -> tuple[Family, Fam
             f"{expected.stock_class}; use {student.script}"
             + ("" if separate else ", or give the student with --pretrained_student_model")
         )
-    if not separate or options.method.distillation_weight == 0:
+    if not separate or not needs_teacher(options):
         return student, student
     teacher = _open(*of_teacher, models.cache_dir, None, None)
     return student, teacher

@@ -157,6 +157,15 @@ class Family:
         """Embeddings of B captions in float32, batch first. They only depend on the captions, so they can be cached."""
         raise NotImplementedError
 
+    def pooled(self, captions: Sequence[str]) -> Tensor:
+        """One vector for each of B captions, `(B, pooled_dim)` float32: what the latent discriminator is told."""
+        raise NotImplementedError
+
+    @property
+    def pooled_dim(self) -> int:
+        """Entries of a pooled caption; after `load_text_encoders`."""
+        raise NotImplementedError
+
     def condition(self, embedded: dict[str, Tensor], sizes: dict[str, Tensor]) -> Condition:
         """Keyword arguments of the UNet for embedded captions and the original size and crop of each image.
 

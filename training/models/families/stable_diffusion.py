@@ -28,6 +28,17 @@ class StableDiffusion(Family):
         ids = self.tokenize(self.tokenizer, captions, self.text_encoder.device)
         return {"encoder_hidden_states": self.text_encoder(ids)[0].float()}
 
+    @torch.no_grad()
+    def pooled(self, captions: Sequence[str]) -> Tensor:
+        """The last hidden state at the end token, after the final LayerNorm."""
+        ids = self.tokenize(self.tokenizer, captions, self.text_encoder.device)
+        return self.text_encoder(ids).pooler_output.float()
+
+    @property
+    def pooled_dim(self) -> int:
+        """See `Family`."""
+        return self.text_encoder.config.hidden_size
+
     def condition(self, embedded: dict[str, Tensor], sizes: dict[str, Tensor]) -> Condition:
         """See `Family`; Stable Diffusion does not use `sizes`."""
         return dict(embedded)

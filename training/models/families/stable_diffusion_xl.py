@@ -59,6 +59,17 @@ class StableDiffusionXL(Family):
             }
         return embedded
 
+    @torch.no_grad()
+    def pooled(self, captions: Sequence[str]) -> Tensor:
+        """The projected caption of the second encoder, which the UNet is told, too."""
+        ids = self.tokenize(self.tokenizer_2, captions, self.text_encoder_2.device)
+        return self.text_encoder_2(ids).text_embeds.float()
+
+    @property
+    def pooled_dim(self) -> int:
+        """See `Family`."""
+        return self.text_encoder_2.config.projection_dim
+
     def condition(self, embedded: dict[str, Tensor], sizes: dict[str, Tensor]) -> Condition:
         """See `Family`; adds `time_ids (B, 6)`: original size, crop corner and target size."""
         hidden, pooled = embedded["encoder_hidden_states"], embedded["text_embeds"]

@@ -124,6 +124,7 @@ def make_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> str:
         base_id=_literal(name),
         full=(folder / INDEX).is_file(),
         lora=(folder / LORA).is_file(),
+        latent=run["arguments"].get("discriminator") == "latent",
         has_samples=(folder / SAMPLES).is_file(),
         samples=SAMPLES,
         prompts=[escape_markdown(prompt) for prompt in prompts],
