@@ -165,9 +165,9 @@ def _in_own_precision(unet: UNet2DConditionModel) -> Callable:
     def cast(condition: Condition) -> Condition:
         return {k: cast(v) if isinstance(v, Mapping) else v.to(unet.dtype) for k, v in condition.items()}
 
-    def call(x_t: torch.Tensor, t: torch.Tensor, **condition):
+    def call(x_t: torch.Tensor, timestep: torch.Tensor, **condition):
         with torch.autocast(x_t.device.type, enabled=False):
-            return unet(x_t.to(unet.dtype), t, **cast(condition))
+            return unet(x_t.to(unet.dtype), timestep=timestep, **cast(condition))
 
     return call
 
