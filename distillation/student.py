@@ -17,8 +17,8 @@ def diffuse_student(schedule: NoiseSchedule, z0: Tensor, eps: Tensor, s: Tensor)
     """The student's input x_s = alpha_s z0 + sigma_s eps, and pure noise at the last timestep.
 
     Zero terminal SNR (paper 3.1, after 2305.08891) either comes with a rescaled or a flow-matching schedule, whose last
-    alpha is 0, or, for a schedule that ends at a small alpha, is enforced here: no trace of z0 may be left, because sampling starts
-    from noise alone.
+    alpha is 0, or, for a schedule that ends at a small alpha, is enforced here: no trace of z0 may be left, because
+    sampling starts from noise alone.
 
     Args:
         z0, eps: `(B, C, H, W)` latents and unit Gaussian noise.

@@ -209,6 +209,7 @@ def cache_fingerprint(
         for part in family.text_encoders:
             place = (family.name, part, family.where["revision"], family.where["cache_dir"])
             found[f"{name}.{part}"] = model_fingerprint(*place)
+        found |= {f"{name}.{setting}": value for setting, value in family.embedding_settings.items()}
     for kind in ("text", "image"):
         model = getattr(options.discriminator, f"discriminator_{kind}_model")
         is_on = options.method.adversarial_weight > 0 and model != "none"

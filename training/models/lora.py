@@ -1,11 +1,12 @@
 """LoRA-only training (peft): the student is an adapter on its base, and the base without it is the teacher."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -22,8 +23,12 @@ DEFAULT_TARGET_MODULES = (
 )  # fmt: skip
 
 
-def add_lora(unet: UNet2DConditionModel, lora: LoraOptions) -> None:
+def add_lora(unet: Any, lora: LoraOptions, target_modules: Sequence[str] = DEFAULT_TARGET_MODULES) -> None:
     """Add a trainable adapter in float32; the base stays frozen in its precision. At first it changes nothing (B = 0).
+
+    Args:
+        unet: or a transformer.
+        target_modules: endings of the names of what is adapted, unless `--lora_target_modules` says otherwise.
 
     Raises:
         ValueError: `--lora_target_modules` names nothing that is in the UNet.
@@ -35,7 +40,7 @@ def add_lora(unet: UNet2DConditionModel, lora: LoraOptions) -> None:
             lora_alpha=lora.lora_alpha or lora.lora_rank,
             lora_dropout=lora.lora_dropout,
             init_lora_weights=True,
-            target_modules=list(lora.lora_target_modules or DEFAULT_TARGET_MODULES),
+            target_modules=list(lora.lora_target_modules or target_modules),
         )
     )
     cast_training_params(unet, torch.float32)
@@ -47,7 +52,7 @@ def add_lora(unet: UNet2DConditionModel, lora: LoraOptions) -> None:
 
 
 @contextmanager
-def adapter_disabled(unet: UNet2DConditionModel) -> Iterator[UNet2DConditionModel]:
+def adapter_disabled(unet: Any) -> Iterator[Any]:
     """`unet` as it was before `add_lora`: the teacher, at no cost of memory.
 
     This sets the switch that peft's layers read, as their `enable_adapters` does. That method also marks every weight
@@ -63,7 +68,7 @@ def adapter_disabled(unet: UNet2DConditionModel) -> Iterator[UNet2DConditionMode
             layer._disable_adapters = False
 
 
-def without_adapter(unet: UNet2DConditionModel) -> Callable:
+def without_adapter(unet: nn.Module) -> Callable:
     """A callable that runs `unet` with its adapter disabled."""
 
     def call(*args, **kwargs):
@@ -73,14 +78,17 @@ def without_adapter(unet: UNet2DConditionModel) -> Callable:
     return call
 
 
-def save_lora(unet: nn.Module, pipeline_class: type[DiffusionPipeline], output_dir: str | Path) -> None:
-    """Write `pytorch_lora_weights.safetensors`, rank and alpha in its metadata, as stock pipelines load it."""
+def save_lora(
+    unet: Any, pipeline_class: type[DiffusionPipeline], output_dir: str | Path, network: str = "unet"
+) -> None:
+    """Write `pytorch_lora_weights.safetensors`, rank and alpha in its metadata, as stock pipelines load it.
+
+    Args:
+        network: the name of `unet` in the pipeline, "unet" or "transformer".
+    """
     config = unet.peft_config["default"].to_dict()
-    pipeline_class.save_lora_weights(
-        output_dir,
-        unet_lora_layers=get_peft_model_state_dict(unet),
-        unet_lora_adapter_metadata=config,
-    )
+    layers = {f"{network}_lora_layers": get_peft_model_state_dict(unet), f"{network}_lora_adapter_metadata": config}
+    pipeline_class.save_lora_weights(output_dir, **layers)
 
 
 def fuse_lora(pipeline: DiffusionPipeline, lora_dir: str | Path) -> None:

@@ -154,7 +154,9 @@ def _digest(text: str) -> str:
 def _card_data(folder: Path, run: dict, prompts: list[str]) -> ModelCardData:
     """The metadata at the head of the card."""
     lora = (folder / LORA).is_file()
-    family = "stable-diffusion-xl" if "XL" in run["pipeline_class"] else "stable-diffusion"
+    families = {"XL": "stable-diffusion-xl", "3": "stable-diffusion-3"}
+    found = (name for mark, name in families.items() if mark in run["pipeline_class"])
+    family = next(found, "stable-diffusion")
     dataset = run["arguments"].get("dataset_name")
     known = {key: value for key, value in run["license"].items() if value}
     if run["base_model_on_hub"]:

@@ -19,20 +19,39 @@ def describe_sampling(folder: Path) -> dict[str, Any]:
     """What the card's snippets need to know of the student's timesteps and noise schedule.
 
     Returns:
-        "steps", such as "1 to 4 steps"; "two_steps", the timesteps that two steps visit, descending, None for a student
-        that knows only one; "precision", why float16 is used.
+        "steps", such as "1 to 4 steps"; "two_steps", the argument and its value with which a stock pipeline visits the
+        timesteps of two steps, None for a student that knows only one; "precision", why float16 is used; "scheduler",
+        the stock class.
     """
     config = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
     known = config.get("_student_timesteps", DEFAULT_STUDENT_TIMESTEPS)
     return {
         "steps": "1 step" if len(known) == 1 else f"1 to {len(known)} steps",
-        "two_steps": None if len(known) == 1 else spread_timesteps(known, 2),
+        "two_steps": None if len(known) == 1 else _two_steps(config, known),
         "precision": _precision(config),
+        "scheduler": config.get("_class_name", "DDPMScheduler"),
     }
+
+
+def _is_flow(config: dict[str, Any]) -> bool:
+    """Whether a scheduler's config is one of flow matching."""
+    return "shift" in config
+
+
+def _two_steps(config: dict[str, Any], known: list[int]) -> tuple[str, list[float] | list[int]]:
+    timesteps = spread_timesteps(known, 2)
+    if _is_flow(config):
+        return "sigmas", [(t + 1) / config["num_train_timesteps"] for t in timesteps]
+    return "timesteps", timesteps
 
 
 def _precision(config: dict[str, Any]) -> str:
     """Why float16: x0 = (x - sigma * eps) / alpha multiplies the rounding of eps by sigma / alpha."""
+    if _is_flow(config):
+        return (
+            "float16 and bfloat16 both serve: this student predicts a velocity, whose rounding no step multiplies. Its "
+            f"scheduler, {config['_class_name']}, is part of diffusers 0.42 and later."
+        )
     text = "Use float16, which rounds eight times finer than bfloat16."
     if config.get("prediction_type", "epsilon") == "epsilon":
         remaining = float(DDPMScheduler.from_config(config).alphas_cumprod[-1])

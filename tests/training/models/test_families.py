@@ -106,9 +106,9 @@ def test_repos_of_another_kind_are_refused(world, sdxl_world, flags, message):
         open_families(arguments(*(flag.format(**names) for flag in flags)), StableDiffusion)
 
 
-def test_pipeline_that_is_neither_family_is_refused(world, tmp_path):
+def test_pipeline_of_no_family_is_refused(world, tmp_path):
     import json
 
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(OptionError, match="holds a FluxPipeline, but only StableDiffusionPipeline and StableDiff"):
+    with pytest.raises(OptionError, match="holds a FluxPipeline, but only StableDiffusionPipeline, StableDiff"):
         open_families(arguments(tmp_path), StableDiffusion)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin, UNet2DConditionModel
+from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from distillation.student import Condition
 from pipelines import ADDPipeline
@@ -19,8 +19,8 @@ class StableDiffusion(Family):
     pipeline_class = ADDPipeline
     stock_class = "StableDiffusionPipeline"
     script = "train_add.py"
-    text_encoders = {"text_encoder": CLIPTextModel}  # noqa: RUF012 (declared a ClassVar by the base)
-    tokenizers = ("tokenizer",)
+    text_encoders = {"text_encoder": CLIPTextModel}  # noqa: RUF012 (read only)
+    tokenizers = {"tokenizer": CLIPTokenizer}  # noqa: RUF012
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -32,7 +32,7 @@ class StableDiffusion(Family):
         """Stable Diffusion knows nothing of `sizes`."""
         return dict(embedded)
 
-    def components(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> dict[str, Any]:
+    def components(self, unet: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
         """See `Family`; without a safety checker: what it would look for is not in a student's repo."""
         return {
             "vae": self.vae,
