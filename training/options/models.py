@@ -65,8 +65,8 @@ class SD3Options:
 
     max_sequence_length: int = flag(
         256,
-        "Number of T5's tokens that the transformer reads, at most 512. Pipelines sample with 256 unless they are given "
-        "another number.",
+        "Number of T5's tokens that the transformer reads, at most 512. Pipelines use 256 unless they are told "
+        "otherwise.",
         resume=FIXED,
         range=Range(lambda v: 1 <= v <= 512, "1 to 512"),
     )
