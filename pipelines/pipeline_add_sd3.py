@@ -42,6 +42,8 @@ class ADDSD3Pipeline(FewStepMixin, OptimizeMixin, StableDiffusion3Pipeline):
     _inpaint_class = StableDiffusion3InpaintPipeline
     _addition_embed_type = None
     _size_of_image = False
+    # A student may be published without T5. The stock class has to be told: `text_encoder_3=None, tokenizer_3=None`.
+    _optional_components = [*StableDiffusion3Pipeline._optional_components, "text_encoder_3", "tokenizer_3"]  # noqa: RUF012
     # Read at import: as remote code this file is in a cache, where the next repository's `pipeline.py` overwrites it.
     _source = whole_source(__file__)
 

@@ -65,7 +65,8 @@ class Drawer:
 
     def _fit(self, source: Image.Image) -> Image.Image:
         """The middle of `source` at the size that the student was trained at."""
-        latent = self._pipe.unet.config.sample_size
+        network = getattr(self._pipe, "unet", None) or self._pipe.transformer
+        latent = network.config.sample_size
         height, width = (latent, latent) if isinstance(latent, int) else latent
         factor = self._pipe.vae_scale_factor
         return ImageOps.fit(source.convert("RGB"), (width * factor, height * factor), Image.Resampling.LANCZOS)

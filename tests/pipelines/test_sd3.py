@@ -128,7 +128,7 @@ def test_latents_are_an_image_too(components):
     [
         {"prompt_2": "an eight"},
         {"prompt_3": "an eight"},
-        {"clip_skip": 0},
+        {"clip_skip": 1},
         {"max_sequence_length": 7},
         {"guidance_scale": 3.0, "negative_prompt": "a two", "negative_prompt_3": "a five"},
     ],
@@ -181,8 +181,9 @@ def test_published_layout_loads_every_way(repo, tmp_path, monkeypatch):
     assert index["_class_name"] == "StableDiffusion3Pipeline"
     assert index["scheduler"] == ["diffusers", "FlowMapEulerDiscreteScheduler"]
     assert index["text_encoder_3"] == [None, None]
+    stock = DiffusionPipeline.from_pretrained(repo, text_encoder_3=None, tokenizer_3=None)
     remote = DiffusionPipeline.from_pretrained(repo, custom_pipeline=str(repo), trust_remote_code=True)
-    loaded = [DiffusionPipeline.from_pretrained(repo), ADDPipeline.from_pretrained(repo), remote]
+    loaded = [stock, ADDPipeline.from_pretrained(repo), remote]
     assert [type(pipe).__name__ for pipe in loaded] == ["StableDiffusion3Pipeline", "ADDSD3Pipeline", "ADDSD3Pipeline"]
     assert type(loaded[1]) is ADDSD3Pipeline
     assert loaded[1].student_timesteps == (249, 499, 749, 999)

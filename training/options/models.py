@@ -73,7 +73,8 @@ class SD3Options:
     no_text_encoder_3: bool = flag(
         False,
         "Leave out T5, the third and by far the largest text encoder, in training and in the published model. As in "
-        "stock pipelines, the transformer is given zeros in its place.",
+        "stock pipelines, the transformer is given zeros in its place; these are loaded with text_encoder_3=None and "
+        "tokenizer_3=None then.",
         resume=FIXED,
     )
 

@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from training.checkpoints.manifest import replace_text
 from training.options.options import Options
-from training.publishing.card_facts import describe_sampling, measured_table
+from training.publishing.card_facts import describe_sampling, measured_table, without_parts
 from training.publishing.layout import CARD, INDEX, LORA, MAIN, RUN_FILE, SAMPLES, PublishError
 from training.publishing.license import inherited_license
 
@@ -116,6 +116,7 @@ def make_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> str:
         code_at="" if branch == MAIN else f', custom_revision="{branch}"',
         base=f"[{name}](https://huggingface.co/{name})" if run["base_model_on_hub"] else f"`{name}`",
         base_id=name,
+        without=without_parts(folder, run["arguments"]),
         full=(folder / INDEX).is_file(),
         lora=(folder / LORA).is_file(),
         has_samples=(folder / SAMPLES).is_file(),

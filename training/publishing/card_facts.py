@@ -1,13 +1,14 @@
 """What a card says of sampling and of measurements, read from the student's folder."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusers import DDPMScheduler
 
 from pipelines import DEFAULT_STUDENT_TIMESTEPS, spread_timesteps
-from training.publishing.layout import SCHEDULER, PublishError
+from training.publishing.layout import INDEX, SCHEDULER, PublishError
 from training.publishing.published_folder import files_to_keep
 from training.publishing.replacement import replacing_student
 from training.publishing.verification import MEASURED_FILE
@@ -31,6 +32,14 @@ def describe_sampling(folder: Path) -> dict[str, Any]:
         "precision": _precision(config),
         "scheduler": config.get("_class_name", "DDPMScheduler"),
     }
+
+
+def without_parts(folder: Path, arguments: Mapping[str, Any]) -> str:
+    """Arguments with which stock pipelines load a student that was published, or a LoRA that was trained, without T5."""
+    index = folder / INDEX
+    parts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    is_absent = parts.get("text_encoder_3") == [None, None] or arguments.get("no_text_encoder_3", False)
+    return ", text_encoder_3=None, tokenizer_3=None" if is_absent else ""
 
 
 def _is_flow(config: dict[str, Any]) -> bool:

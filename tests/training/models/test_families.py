@@ -61,9 +61,12 @@ def test_sd3_captions_are_embedded_as_the_stock_pipeline_does(sd3_world, length,
     family.load_text_encoders(torch.float32, torch.device("cpu"))
     condition = family.condition(family.embed(CAPTIONS), {})
     assert condition.keys() == {"encoder_hidden_states", "pooled_projections"}
-    assert torch.equal(condition["encoder_hidden_states"], hidden)
     assert torch.equal(condition["pooled_projections"], pooled)
     assert hasattr(family, "text_encoder_3") == has_t5
+    # How a file's tensors lie in memory decides which kernels run: only with the same tensors is T5 equal bit for bit.
+    torch.testing.assert_close(condition["encoder_hidden_states"], hidden, atol=1e-4, rtol=0)
+    family.text_encoder_3 = stock.text_encoder_3
+    assert torch.equal(family.condition(family.embed(CAPTIONS), {})["encoder_hidden_states"], hidden)
 
 
 def test_sd3_repo_without_t5_needs_no_flag(sd3_world, tmp_path):

@@ -53,6 +53,14 @@ def test_sd_script_does_not_know_the_flags_of_sdxl():
     assert Options.of(make_parser("test").parse_args(REQUIRED)).sdxl.pretrained_vae_model_name_or_path is None
 
 
+def test_card_shows_the_flags_of_one_familys_script_only_where_they_are_set():
+    hidden = {"max_sequence_length", "no_text_encoder_3", "pretrained_vae_model_name_or_path", "vae_revision"}
+    assert not hidden & Options.of(make_parser("test").parse_args(REQUIRED)).public().keys()
+    words = [*REQUIRED, "--no_text_encoder_3"]
+    public = Options.of(make_parser("test", [SD3Options]).parse_args(words)).public()
+    assert hidden & public.keys() == {"no_text_encoder_3"}
+
+
 def test_values_have_the_declared_types():
     options = parse("--student_timesteps", 499, 999, "--lora_rank", 8, "--use_lora", "--learning_rate", "1e-4")
     assert options.method.student_timesteps == (499, 999)

@@ -214,6 +214,15 @@ def test_flow_matching_student(arguments, folder):
         compile(block, "card", "exec")
 
 
+def test_student_without_t5_says_how_stock_pipelines_load_it(arguments, folder):
+    """By its index; our own class knows."""
+    none = ", text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float16"
+    assert none not in written(arguments, folder).text
+    (folder / "model_index.json").write_text('{"text_encoder_3": [null, null]}')
+    blocks = re.findall(r"```python\n(.*?)```", written(arguments, folder).text, flags=re.DOTALL)
+    assert [none in block for block in blocks] == [True, False, True, False]
+
+
 def test_edited_card_is_left_alone(arguments, folder):
     """Here too, also by a resumed run that comes to its end again."""
     written(arguments, folder)
