@@ -35,7 +35,7 @@ def describe_sampling(folder: Path) -> dict[str, Any]:
 
 
 def without_parts(folder: Path, arguments: Mapping[str, Any]) -> str:
-    """Arguments with which stock pipelines load a student that was published, or a LoRA that was trained, without T5."""
+    """Arguments with which stock pipelines load a student that has no T5, or the base of a LoRA trained without."""
     index = folder / INDEX
     parts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
     is_absent = parts.get("text_encoder_3") == [None, None] or arguments.get("no_text_encoder_3", False)
