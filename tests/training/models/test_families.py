@@ -53,9 +53,10 @@ def test_sd3_captions_are_embedded_as_the_stock_pipeline_does(sd3_world, length,
     """With T5 and with zeros in its place; of any length."""
     none = {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
     stock = StableDiffusion3Pipeline.from_pretrained(sd3_world / "teacher", **none)
-    hidden, _, pooled, _ = stock.encode_prompt(
-        CAPTIONS, None, None, do_classifier_free_guidance=False, max_sequence_length=length
-    )
+    with torch.no_grad():  # as in a call of the pipeline; attention with gradients runs another kernel
+        hidden, _, pooled, _ = stock.encode_prompt(
+            CAPTIONS, None, None, do_classifier_free_guidance=False, max_sequence_length=length
+        )
     settings = SD3Options(max_sequence_length=length, no_text_encoder_3=not has_t5)
     family = StableDiffusion3(str(sd3_world / "teacher"), settings=settings)
     family.load_text_encoders(torch.float32, torch.device("cpu"))
@@ -63,10 +64,7 @@ def test_sd3_captions_are_embedded_as_the_stock_pipeline_does(sd3_world, length,
     assert condition.keys() == {"encoder_hidden_states", "pooled_projections"}
     assert torch.equal(condition["pooled_projections"], pooled)
     assert hasattr(family, "text_encoder_3") == has_t5
-    # How a file's tensors lie in memory decides which kernels run: only with the same tensors is T5 equal bit for bit.
-    torch.testing.assert_close(condition["encoder_hidden_states"], hidden, atol=1e-4, rtol=0)
-    family.text_encoder_3 = stock.text_encoder_3
-    assert torch.equal(family.condition(family.embed(CAPTIONS), {})["encoder_hidden_states"], hidden)
+    assert torch.equal(condition["encoder_hidden_states"], hidden)
 
 
 def test_sd3_repo_without_t5_needs_no_flag(sd3_world, tmp_path):
