@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines import ADDPipeline, ADDXLPipeline
+    from pipelines import ADDPipeline, ADDSD3Pipeline, ADDXLPipeline
 
-__all__ = ["ADDPipeline", "ADDXLPipeline"]
+__all__ = ["ADDPipeline", "ADDSD3Pipeline", "ADDXLPipeline"]
 
 # In a checkout, with `pip install -e .` or without installation, the folders are beside this one instead of in it.
 # setuptools' editable mode does not map sub-packages, so their location is added to the search path here.

@@ -62,7 +62,7 @@ def distillation_weight(schedule: NoiseSchedule, t: Tensor, weighting: str) -> T
 
     `exponential`: alpha_t, so that noisier targets have less weight. `sds` and `nfsd`: alpha_t w(t) / (2 sigma_t) with
     w(t) = sigma_t^2, for which the gradient of c ||x^_theta - x^_psi||^2 is DreamFusion's w(t) (eps^ - eps).
-    `uniform`: 1.
+    `uniform`: 1. The identity of `sds` needs x_t = alpha_t x0 + sigma_t eps alone, so it holds for flow matching too.
 
     Args:
         schedule: noise schedule of the TEACHER.

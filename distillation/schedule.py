@@ -1,15 +1,20 @@
 """Noise schedules, and conversions between a network's prediction, x0 and eps.
 
-Notation of the paper: x_t = alpha_t x0 + sigma_t eps, with alpha_t^2 + sigma_t^2 = 1 and t a training index 0..T-1
-(the paper's "1000" is index 999). Everything is computed in float32: 1 / alpha_999 is 14.6 for Stable Diffusion, and
-half precision is too coarse for the small difference x - sigma eps that it multiplies.
+Notation of the paper: x_t = alpha_t x0 + sigma_t eps, and t is a training index 0..T-1 (the paper's "1000" is index
+999). Diffusion models have alpha_t^2 + sigma_t^2 = 1, flow-matching models alpha_t + sigma_t = 1. Everything here is
+computed in float32: 1 / alpha_999 is 14.6 for Stable Diffusion, and half precision would lose the small difference
+x - sigma eps that it multiplies.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")  # of a schedule with alpha_t^2 + sigma_t^2 = 1
+FLOW = "flow"  # of a schedule with alpha_t + sigma_t = 1
 
 
 def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
@@ -28,6 +33,21 @@ def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     return a.square()
 
 
+def shifted_sigmas(num_train_timesteps: int, shift: float) -> Tensor:
+    """The noise levels of flow matching at the training indices k = 0..T-1.
+
+    With u = (k + 1) / T, sigma_k = shift u / (1 + (shift - 1) u): the more pixels an image has, the more noise is
+    needed to hide it, so models of large images are trained and sampled with a shift above 1. The last one is 1.
+
+    Returns:
+        `(T,)` float64, rising, in (0, 1].
+
+    Source: Esser et al. 2403.03206, Eq. 23; diffusers' `FlowMatchEulerDiscreteScheduler` has them in falling order.
+    """
+    u = torch.arange(1, num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    return shift * u / (1 + (shift - 1) * u)
+
+
 def per_sample(values: Tensor, t: Tensor, like: Tensor) -> Tensor:
     """`values[t]` in float32, with the shape `(B, 1, ..., 1)` to be broadcast to `like` `(B, ...)`."""
     return values.to(t.device)[t].float().reshape(-1, *([1] * (like.ndim - 1)))
@@ -38,14 +58,17 @@ class NoiseSchedule:
     """alpha_t and sigma_t of a network, and its prediction type.
 
     Attributes:
-        alphas: `(T,)` float32, sqrt(alphas_cumprod).
-        sigmas: `(T,)` float32, sqrt(1 - alphas_cumprod).
-        prediction_type: "epsilon", "v_prediction" (v = alpha eps - sigma x0) or "sample" (x0 itself).
+        alphas: `(T,)` float32, sqrt(alphas_cumprod); 1 - sigma for flow matching.
+        sigmas: `(T,)` float32, sqrt(1 - alphas_cumprod), or the noise levels of flow matching.
+        prediction_type: "epsilon", "v_prediction" (v = alpha eps - sigma x0), "sample" (x0 itself) or "flow"
+            (v = eps - x0).
+        times: `(T,)` what the network is given in place of t, or None where that is t itself.
     """
 
     alphas: Tensor
     sigmas: Tensor
     prediction_type: str
+    times: Tensor | None = None
 
     @classmethod
     def from_alphas_cumprod(
@@ -73,8 +96,36 @@ class NoiseSchedule:
             )
         return cls(alphas_cumprod.sqrt().float(), (1 - alphas_cumprod).sqrt().float(), prediction_type)
 
+    @classmethod
+    def flow_matching(cls, num_train_timesteps: int = 1000, shift: float = 1.0) -> "NoiseSchedule":
+        """x_t = (1 - sigma) x0 + sigma eps, of a network that is given T sigma and predicts v = eps - x0.
+
+        At the last index sigma is 1 and the input pure noise: zero terminal SNR without any change of the schedule.
+
+        Args:
+            shift: of `FlowMatchEulerDiscreteScheduler`; 3 for Stable Diffusion 3.
+
+        Raises:
+            ValueError: for a shift that is not above 0.
+        """
+        if not shift > 0:
+            raise ValueError(f"shift must be above 0, got {shift}")
+        sigmas = shifted_sigmas(num_train_timesteps, shift)
+        return cls((1 - sigmas).float(), sigmas.float(), FLOW, (num_train_timesteps * sigmas).float())
+
     def __len__(self) -> int:
         return len(self.alphas)
+
+    def predict(self, network: Callable[..., Any], x_t: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        """The raw output of `network` at (x_t, t), `(B, C, H, W)`.
+
+        The timestep is a keyword, because UNets take it as their second argument and transformers as their fourth.
+
+        Args:
+            t: `(B,)` int training indices.
+            condition: the network's other keyword arguments.
+        """
+        return network(x_t, timestep=t if self.times is None else self.times.to(t.device)[t], **condition).sample
 
     def diffuse(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha_t x0 + sigma_t eps (paper 3.1). x0, eps: `(B, C, H, W)`; t: `(B,)` int. Returns float32."""
@@ -88,6 +139,8 @@ class NoiseSchedule:
             return (x_t - sigma * output) / alpha
         if self.prediction_type == "v_prediction":
             return alpha * x_t - sigma * output
+        if self.prediction_type == FLOW:
+            return x_t - sigma * output
         return output
 
     def eps(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -98,4 +151,6 @@ class NoiseSchedule:
             return output
         if self.prediction_type == "v_prediction":
             return sigma * x_t + alpha * output
+        if self.prediction_type == FLOW:
+            return x_t + alpha * output
         return (x_t - alpha * output) / sigma

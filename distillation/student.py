@@ -10,15 +10,15 @@ from .schedule import NoiseSchedule
 # Evenly spaced up to the last index, so that 1, 2 and 4 steps with the stock trailing spacing visit them.
 DEFAULT_STUDENT_TIMESTEPS = (249, 499, 749, 999)
 
-Condition = Mapping[str, Tensor | Mapping[str, Tensor]]  # keyword arguments of a UNet's forward, batch first
+Condition = Mapping[str, Tensor | Mapping[str, Tensor]]  # keyword arguments of a network's forward, batch first
 
 
 def diffuse_student(schedule: NoiseSchedule, z0: Tensor, eps: Tensor, s: Tensor) -> Tensor:
     """The student's input x_s = alpha_s z0 + sigma_s eps, and pure noise at the last timestep.
 
-    Zero terminal SNR (paper 3.1, 2305.08891) is either a property of a rescaled schedule, whose last alpha is 0, or it
-    is enforced here for a schedule that ends at a small alpha. The input must not contain any of z0, because sampling
-    starts from pure noise.
+    Zero terminal SNR (paper 3.1, after 2305.08891) either comes with a rescaled or a flow-matching schedule, whose last
+    alpha is 0, or, for a schedule that ends at a small alpha, is enforced here: no trace of z0 may be left, because
+    sampling starts from noise alone.
 
     Args:
         z0, eps: `(B, C, H, W)` latents and unit Gaussian noise.
@@ -32,7 +32,7 @@ def diffuse_student(schedule: NoiseSchedule, z0: Tensor, eps: Tensor, s: Tensor)
     return torch.where(is_last, eps.float(), x_s)
 
 
-def student_sample(unet: nn.Module, schedule: NoiseSchedule, x_s: Tensor, s: Tensor, condition: Condition) -> Tensor:
+def student_sample(network: nn.Module, schedule: NoiseSchedule, x_s: Tensor, s: Tensor, condition: Condition) -> Tensor:
     """x^_theta(x_s, s), the student's one-step estimate of the clean latent (paper 3.1).
 
     At the last timestep, an epsilon student uses the ORIGINAL finite alpha (0.068 for Stable Diffusion) although its
@@ -42,9 +42,9 @@ def student_sample(unet: nn.Module, schedule: NoiseSchedule, x_s: Tensor, s: Ten
     Args:
         x_s: `(B, C, H, W)` float32, from `diffuse_student`.
         s: `(B,)` int.
-        condition: keyword arguments of the UNet.
+        condition: the network's keyword arguments.
 
     Returns:
-        `(B, C, H, W)` float32 latents, scaled like the input of the UNet.
+        `(B, C, H, W)` float32 latents, scaled as the network sees them.
     """
-    return schedule.x0(unet(x_s, s, **condition).sample, x_s, s)
+    return schedule.x0(schedule.predict(network, x_s, s, condition), x_s, s)

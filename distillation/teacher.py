@@ -44,9 +44,10 @@ class Teacher:
     """x^_psi of the paper. The network is frozen and called without gradients.
 
     Attributes:
-        unet: callable `(x_t (B, C, H, W), t (B,), **condition)` whose result has `.sample`.
-        schedule: unmodified noise schedule of the teacher.
-        guidance_scale: classifier-free guidance scale of the target; 1 means no guidance.
+        unet: callable `(x_t (B, C, H, W), timestep (B,), **condition)` whose result has `.sample`: a UNet, or the
+            transformer of a flow-matching model.
+        schedule: the teacher's own, unmodified schedule.
+        guidance_scale: classifier-free guidance of the target; 1 = none.
         steps: K consecutive DDIM steps from t down to 0 (paper, Table 1f).
     """
 
@@ -59,9 +60,10 @@ class Teacher:
     def output(self, x_t: Tensor, t: Tensor, conditions: TeacherConditions) -> Tensor:
         """The network's raw prediction at (x_t, t), with guidance. `(B, C, H, W)` float32."""
         if self.guidance_scale == 1.0:
-            return self.unet(x_t, t, **conditions.caption).sample.float()
+            return self.schedule.predict(self.unet, x_t, t, conditions.caption).float()
         both = concatenate(conditions.caption, conditions.unconditional)
-        caption, unconditional = self.unet(x_t.repeat(2, 1, 1, 1), t.repeat(2), **both).sample.float().chunk(2)
+        output = self.schedule.predict(self.unet, x_t.repeat(2, 1, 1, 1), t.repeat(2), both)
+        caption, unconditional = output.float().chunk(2)
         return unconditional + self.guidance_scale * (caption - unconditional)
 
     @torch.no_grad()
@@ -91,12 +93,14 @@ class Teacher:
 
         d_C = eps(y) - eps(empty); d_D = eps(empty) if t < 200 else eps(empty) - eps(negative);
         target = x^_theta - (sigma_t / alpha_t) (d_D + g d_C), with g the guidance scale (7.5 in NFSD).
-        The three predictions run as one batch. See `target` for the arguments and the result.
+        The three predictions run as one batch. Arguments and result as `target`. alpha_t must not be 0, as it is at the
+        last index of a flow-matching schedule.
         """
         x_t = self.schedule.diffuse(x_hat.detach(), eps, t)
         three = concatenate(conditions.caption, conditions.unconditional, conditions.negative)
         x_ttt, ttt = x_t.repeat(3, 1, 1, 1), t.repeat(3)
-        eps_y, eps_empty, eps_negative = self.schedule.eps(self.unet(x_ttt, ttt, **three).sample, x_ttt, ttt).chunk(3)
+        output = self.schedule.predict(self.unet, x_ttt, ttt, three)
+        eps_y, eps_empty, eps_negative = self.schedule.eps(output, x_ttt, ttt).chunk(3)
         d_condition = eps_y - eps_empty
         is_small = (t < NFSD_TIMESTEP).reshape(-1, 1, 1, 1)
         d_domain = torch.where(is_small, eps_empty, eps_empty - eps_negative)

@@ -8,7 +8,7 @@ from diffusers.utils import logging
 # A child of the "diffusers" logger, so that `diffusers.logging.set_verbosity_error()` also silences it.
 logger = logging.get_logger(f"diffusers.{__name__}")
 
-_NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_embeds")
+_NEGATIVE_PROMPTS = ("negative_prompt", "negative_prompt_2", "negative_prompt_3", "negative_prompt_embeds")
 _warned: set[str] = set()
 
 
@@ -21,12 +21,13 @@ def warn_about_call(scheduler: Any, arguments: Mapping[str, Any]) -> None:
     """
     scale = arguments["guidance_scale"]
     if "_student_timesteps" not in scheduler.config:
+        kind = "FlowMapEulerDiscreteScheduler" if "shift" in scheduler.config else "DDPMScheduler"
         _warn_once(
             "student",
             f"The config of {type(scheduler).__name__} has no _student_timesteps, so this model does not seem to be an "
             "ADD student. Models that were not distilled generate blurred images in so few steps. For a LoRA, "
             "load the scheduler that was published with it: "
-            "pipe.scheduler = DDPMScheduler.from_pretrained(lora_repo, subfolder='scheduler').",
+            f"pipe.scheduler = {kind}.from_pretrained(lora_repo, subfolder='scheduler').",
         )
     if scale > 1:
         _warn_once(

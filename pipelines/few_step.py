@@ -65,9 +65,9 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
     A subclass sets the class attributes below.
 
     Attributes:
-        _image_class, _inpaint_class: image-to-image and inpainting pipelines of the family; `_stock_class` is the
-            text-to-image pipeline.
-        _addition_embed_type: type of the added conditioning of the family's UNet.
+        _image_class, _inpaint_class: the other two of the family's stock pipelines, beside `_stock_class`.
+        _addition_embed_type: the kind of added conditioning of the family's UNet; None without a UNet.
+        _size_of_image: whether image-to-image keeps the size of `image`, as stock pipelines with a UNet do.
         _other_families: classes for repositories of other families, by the stock class in their `model_index.json`.
             Empty in the published file; filled by the package.
     """
@@ -75,6 +75,7 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
     _image_class: ClassVar[type[DiffusionPipeline]]
     _inpaint_class: ClassVar[type[DiffusionPipeline]]
     _addition_embed_type: ClassVar[str | None]
+    _size_of_image: ClassVar[bool] = True
     _other_families: ClassVar[dict[str, type[DiffusionPipeline]]] = {}
 
     @classmethod
@@ -98,7 +99,7 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
                 f"{cls._stock_class.__name__}. Load it with diffusers.DiffusionPipeline.from_pretrained."
             )
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
-        if dtype != torch.bfloat16 or "unet" in kwargs or "quantization_config" in kwargs:
+        if dtype != torch.bfloat16 or "unet" not in index or "unet" in kwargs or "quantization_config" in kwargs:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "torch_dtype")}
         dtypes = {"default": dtype, "unet": torch.float32}
@@ -121,7 +122,7 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
             raise ValueError(
                 f"{type(self).__name__} samples a {self._stock_class.__name__}, whose UNet has addition_embed_type="
                 f"{self._addition_embed_type!r}, but this UNet has {found!r}: it belongs to another family. Use that "
-                "family's pipeline: ADDPipeline for Stable Diffusion, ADDXLPipeline for SDXL."
+                "family's pipeline: ADDPipeline for Stable Diffusion 1 and 2, ADDXLPipeline for SDXL."
             )
         super().register_modules(**modules)
 
@@ -153,9 +154,14 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
         arguments["callback_on_step_end_tensor_inputs"] = list(arguments["callback_on_step_end_tensor_inputs"])
         if image:
             check_strength(arguments["strength"], len(steps))
+            arguments["strength"] = self._stock_strength(arguments["strength"], len(steps))
         if mask:  # stock inpainting pipelines make it when they are constructed
             self.mask_processor = VaeImageProcessor(
-                vae_scale_factor=self.vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+                vae_scale_factor=self.vae_scale_factor,
+                vae_latent_channels=self.vae.config.latent_channels,
+                do_normalize=False,
+                do_binarize=True,
+                do_convert_grayscale=True,
             )
         self._keep_precision()  # components may have been replaced or cast since the last call
         stock = self._seen_as(stock_class) if image else self
@@ -164,8 +170,8 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
     def _arguments_of(self, stock_class: type, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of the stock call; all others must have their default values."""
         taken = set(inspect.signature(stock_class.__call__).parameters)
-        if stock_class is self._image_class:
-            taken -= {"height", "width", "latents"}  # the SDXL pipeline accepts latents and then ignores the image
+        if stock_class is self._image_class:  # SDXL's and SD 3's take latents, and then ignore the image
+            taken -= {"height", "width", "latents"} if self._size_of_image else {"latents"}
         ours = inspect.signature(type(self).__call__).parameters
         given = [name for name in arguments if name not in taken and not _is(arguments[name], ours[name].default)]
         for name in given:
@@ -206,6 +212,10 @@ class FewStepMixin(Float32LatentsMixin, SavingMixin):
             "takes timesteps: pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config, clip_sample=False, "
             f"timestep_spacing='trailing', rescale_betas_zero_snr={zero_snr})."
         )
+
+    def _stock_strength(self, strength: float, num_inference_steps: int) -> float:
+        """Return the strength with which a stock call leaves int(strength * num_inference_steps) steps: the same."""
+        return strength
 
     def _seen_as(self, stock_class: type) -> Any:
         """Return a view of this pipeline as another stock class.

@@ -17,7 +17,12 @@ CACHED_PROMPTS = 64  # calls whose embeddings are kept: for SDXL 0.3 MB each in 
 
 
 class OptimizeMixin(StockPipeline):
-    """Adds `optimize` to a pipeline with a UNet and an autoencoder."""
+    """Adds `optimize` to a pipeline with an autoencoder and a UNet, or a transformer in its place."""
+
+    @property
+    def _denoiser(self) -> Any:
+        """The network that is called in each step."""
+        return getattr(self, "unet", None) or self.transformer
 
     def optimize(
         self,
@@ -33,8 +38,8 @@ class OptimizeMixin(StockPipeline):
         not disable what an earlier one has enabled, except for `cache_prompts`.
 
         Args:
-            compile: compile the UNet and the decoder with `torch.compile`. The first call with an image size is slow,
-                because it compiles. A dict gives the arguments, such as `{"mode": "max-autotune"}`.
+            compile: compile the network and the decoder with `torch.compile`. The first call with an image size is
+                slow, because it compiles. A dict gives the arguments, such as `{"mode": "max-autotune"}`.
             channels_last: use the channels-last memory format, which is fastest for convolutions on most devices.
             tiny_vae: an `AutoencoderTiny` trained for this family's latents, or the repository or folder to load it
                 from. It replaces `vae`, also when saving. It takes much less time and memory, and textures are somewhat
@@ -55,13 +60,13 @@ class OptimizeMixin(StockPipeline):
         if tiny_vae is not None:
             self.register_modules(vae=_matching(tiny_vae, self.vae))
         if fuse_qkv:
-            for network in (self.unet, self.vae):
+            for network in (self._denoiser, self.vae):
                 _fuse(network)
         if channels_last:
-            self.unet.to(memory_format=torch.channels_last)
+            self._denoiser.to(memory_format=torch.channels_last)
             self.vae.to(memory_format=torch.channels_last)
         if compile:
-            for module in (self.unet, self.vae.decoder):
+            for module in (self._denoiser, self.vae.decoder):
                 if module._compiled_call_impl is None:  # compile in place, so that the weights keep their names
                     module.compile(**compile if isinstance(compile, dict) else {})
         self.__dict__.pop("encode_prompt", None)
@@ -71,7 +76,7 @@ class OptimizeMixin(StockPipeline):
 
     def load_lora_weights(self, *args, **kwargs):
         """Load a LoRA as in stock pipelines, after separating the projections that `optimize` has fused."""
-        _unfuse(self.unet)
+        _unfuse(self._denoiser)
         return super().load_lora_weights(*args, **kwargs)
 
 
@@ -126,10 +131,10 @@ class _PromptCache:
 
     def __call__(self, *args, **kwargs):
         arguments = _frozen((args, kwargs))
-        encoders = self._parts("text_encoder", "text_encoder_2")
+        encoders = self._parts("text_encoder", "text_encoder_2", "text_encoder_3")
         if arguments is None or any(getattr(encoder, "peft_config", None) for encoder in encoders):
             return self._encode(*args, **kwargs)
-        tokenizers = [(weakref.ref(part), len(part)) for part in self._parts("tokenizer", "tokenizer_2")]
+        tokenizers = [(weakref.ref(part), len(part)) for part in self._parts("tokenizer", "tokenizer_2", "tokenizer_3")]
         key = (arguments, *tokenizers, *map(_state, encoders))
         answer = self._answers.pop(key, None) or self._encode(*args, **kwargs)
         self._answers[key] = answer  # the most recent one is last

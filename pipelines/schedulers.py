@@ -1,11 +1,11 @@
-"""The stock scheduler that a student is published with."""
+"""The stock schedulers that students are published with."""
 
 # pyright: reportPrivateImportUsage=false
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMapEulerDiscreteScheduler
 
 from .timesteps import DEFAULT_STUDENT_TIMESTEPS
 
@@ -52,13 +52,7 @@ def student_scheduler(
             "rescale_betas_zero_snr=True cannot be combined with prediction_type='epsilon': x0 = (x - sigma eps) / "
             "alpha divides by zero at the last timestep. Use False; sampling starts from pure noise in any case."
         )
-    last = teacher_config["num_train_timesteps"] - 1
-    timesteps = sorted({int(t) for t in student_timesteps})
-    if not timesteps or timesteps[0] < 0 or timesteps[-1] != last or len(timesteps) != len(student_timesteps):
-        raise ValueError(
-            f"student_timesteps={list(student_timesteps)} must be distinct, within 0..{last}, and include {last}, "
-            "where sampling starts."
-        )
+    timesteps = _checked(student_timesteps, teacher_config["num_train_timesteps"] - 1)
     scheduler = DDPMScheduler(
         **{key: teacher_config[key] for key in _NOISE_SCHEDULE},
         prediction_type=prediction_type,
@@ -69,3 +63,47 @@ def student_scheduler(
     )
     scheduler.register_to_config(_student_timesteps=timesteps)
     return scheduler
+
+
+def flow_student_scheduler(
+    teacher_config: Mapping[str, Any], student_timesteps: Sequence[int] = DEFAULT_STUDENT_TIMESTEPS
+) -> FlowMapEulerDiscreteScheduler:
+    """Build the stock scheduler with which a student of a flow-matching model samples at the noise levels it knows.
+
+    Training index k stands for the noise level u = (k + 1) / T, which is then shifted. This scheduler spaces n steps
+    evenly from u = 1 down, at {1, 1/2} and {1, 3/4, 1/2, 1/4} for 2 and 4 steps, and takes Euler steps between them, as
+    the teacher's `FlowMatchEulerDiscreteScheduler` does. That one spaces steps between 1 and its smallest noise level,
+    so its second of two steps would be at u = 1 / T, where no student is trained.
+
+    Args:
+        teacher_config: config of a `FlowMatchEulerDiscreteScheduler`.
+        student_timesteps: the training indices at which the student is trained, including T - 1.
+
+    Returns:
+        A stock scheduler whose config also carries `student_timesteps`, under a private name that stock loaders ignore.
+
+    Raises:
+        ValueError: for another kind of noise schedule, or for timesteps that are repeated, out of range or without T-1.
+    """
+    missing = [key for key in ("num_train_timesteps", "shift") if key not in teacher_config]
+    if missing or teacher_config.get("use_dynamic_shifting"):
+        raise ValueError(
+            f"teacher_config lacks {missing or 'a fixed shift'}: a flow-matching student needs the config of a "
+            "FlowMatchEulerDiscreteScheduler without use_dynamic_shifting."
+        )
+    steps = teacher_config["num_train_timesteps"]
+    timesteps = _checked(student_timesteps, steps - 1)
+    scheduler = FlowMapEulerDiscreteScheduler(num_train_timesteps=steps, shift=teacher_config["shift"])
+    scheduler.register_to_config(_student_timesteps=timesteps)
+    return scheduler
+
+
+def _checked(student_timesteps: Sequence[int], last: int) -> list[int]:
+    """Return the timesteps, ascending, if they are distinct, within 0..`last`, and include `last`."""
+    timesteps = sorted({int(t) for t in student_timesteps})
+    if not timesteps or timesteps[0] < 0 or timesteps[-1] != last or len(timesteps) != len(student_timesteps):
+        raise ValueError(
+            f"student_timesteps={list(student_timesteps)} must be distinct, within 0..{last}, and include {last}, "
+            "where sampling starts."
+        )
+    return timesteps

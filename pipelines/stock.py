@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         """Attributes that the stock pipelines of all families have."""
 
         unet: Any
+        transformer: Any
         vae: Any
         scheduler: Any
         vae_scale_factor: int

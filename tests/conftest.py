@@ -57,11 +57,17 @@ def sdxl_world(tmp_path_factory):
     return tiny_world.build(tmp_path_factory.mktemp("sdxl_world"), layout="sdxl")
 
 
+@pytest.fixture(scope="session")
+def sd3_world(tmp_path_factory):
+    """The same with a flow-matching teacher in Stable Diffusion 3's layout."""
+    return tiny_world.build(tmp_path_factory.mktemp("sd3_world"), layout="sd3")
+
+
 @pytest.fixture(scope="module", params=SCRIPTS)
 def script(request):
-    """Both scripts, one after the other."""
-    world, module, stock, ours = SCRIPTS[request.param]
-    return Script(module, request.getfixturevalue(world), stock, ours)
+    """All scripts, one after the other."""
+    world, module, *rest = SCRIPTS[request.param]
+    return Script(module, request.getfixturevalue(world), *rest)
 
 
 def pytest_collection_modifyitems(items):

@@ -64,8 +64,9 @@ class Drawer:
         return image, f"{count} step{'s' * (count > 1)}, {1e3 * took:.0f} ms"
 
     def _fit(self, source: Image.Image) -> Image.Image:
-        """Center-crop and resize `source` to the size that the student was trained at."""
-        latent = self._pipe.unet.config.sample_size
+        """The middle of `source` at the size that the student was trained at."""
+        network = getattr(self._pipe, "unet", None) or self._pipe.transformer
+        latent = network.config.sample_size
         height, width = (latent, latent) if isinstance(latent, int) else latent
         factor = self._pipe.vae_scale_factor
         return ImageOps.fit(source.convert("RGB"), (width * factor, height * factor), Image.Resampling.LANCZOS)

@@ -8,7 +8,13 @@ them on real data; tests use them as they are.
 import json
 from collections.abc import Iterable
 
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.normalizers import Lowercase
 from transformers import (
@@ -22,6 +28,9 @@ from transformers import (
     Dinov2Model,
     ResNetConfig,
     ResNetForImageClassification,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
 )
 
 IMAGE_SIZE = 32  # pixels
@@ -97,15 +106,44 @@ def make_clip(
     return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=width))
 
 
+def make_t5_tokenizer(captions: Iterable[str], vocab_size: int = 200) -> T5TokenizerFast:
+    """Train T5's unigram tokenizer on `captions`. Returns a stock `T5TokenizerFast`."""
+    special = ["<pad>", "</s>", "<unk>"]
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    vocab = json.loads(tokenizer.to_str())["model"]["vocab"]
+    return T5TokenizerFast(vocab=[(token, score) for token, score in vocab], extra_ids=0)
+
+
+def make_t5(tokenizer: T5TokenizerFast, width: int = TEXT_WIDTH, layers: int = 2) -> T5EncoderModel:
+    """T5's encoder, the third text encoder of Stable Diffusion 3's layout."""
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=width,
+            d_kv=width // 2,
+            d_ff=2 * width,
+            num_layers=layers,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
 def make_vae(
     channels: tuple[int, ...] = (16, 16, 32),
     latent_channels: int = LATENT_CHANNELS,
     image_size: int = IMAGE_SIZE,
     norm_num_groups: int = 8,
+    **config,
 ) -> AutoencoderKL:
     """KL autoencoder, images `(B, 3, 32, 32)` in [-1, 1] to latents `(B, 4, 8, 8)` by default.
 
-    Each of `channels` but the last halves the image once.
+    Each of `channels` but the last halves the image once; `config` adds to the config.
     """
     return AutoencoderKL(
         block_out_channels=channels,
@@ -115,7 +153,51 @@ def make_vae(
         latent_channels=latent_channels,
         norm_num_groups=norm_num_groups,
         sample_size=image_size,
+        **config,
     )
+
+
+def make_sd3_vae(channels: tuple[int, ...] = (16, 16, 32)) -> AutoencoderKL:
+    """The autoencoder in Stable Diffusion 3's layout: latents of 16 channels with a shift, no convolutions around."""
+    return make_vae(
+        channels,
+        latent_channels=16,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def make_sd3_transformer(
+    text_width: int = TEXT_WIDTH, pooled_width: int = TEXT_WIDTH + TEXT_WIDTH_2, layers: int = 2, **config
+) -> SD3Transformer2DModel:
+    """The transformer of Stable Diffusion 3.5 medium's layout: its first block attends to the image twice.
+
+    Latents `(B, 16, 8, 8)` are cut into 2x2 patches. It reads tokens of `text_width` and a pooled text of
+    `pooled_width`; `config` adds to its config.
+    """
+    return SD3Transformer2DModel(
+        sample_size=LATENT_SIZE,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=layers,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=text_width,
+        caption_projection_dim=32,
+        pooled_projection_dim=pooled_width,
+        pos_embed_max_size=8,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+        **config,
+    )
+
+
+def make_flow_scheduler(shift: float = 3.0) -> FlowMatchEulerDiscreteScheduler:
+    """Stable Diffusion 3's own scheduler."""
+    return FlowMatchEulerDiscreteScheduler(shift=shift)
 
 
 def make_unet(

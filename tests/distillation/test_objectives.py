@@ -119,7 +119,7 @@ def test_sds_gradient_identity():
     unet = nn.Conv2d(4, 4, 3, padding=1)
     x = torch.randn(3, 4, 6, 6, requires_grad=True)
     eps, t = torch.randn(3, 4, 6, 6), torch.tensor([50, 500, 950])
-    teacher = Teacher(lambda x_t, t: SimpleNamespace(sample=unet(x_t)), SCHEDULE)
+    teacher = Teacher(lambda x_t, timestep: SimpleNamespace(sample=unet(x_t)), SCHEDULE)
     target = teacher.target(x, eps, t, TeacherConditions({}))
     distillation_loss(x, target, distillation_weight(SCHEDULE, t, "sds")).backward()
     with torch.no_grad():

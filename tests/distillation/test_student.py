@@ -28,7 +28,7 @@ def test_last_timestep_is_pure_noise_and_the_others_are_not(prediction_type, res
 def test_epsilon_student_at_999_uses_the_original_alpha():
     """x0 = 14.649 n - 14.615 eps^ for a network that answers with a constant."""
     schedule = NoiseSchedule.from_alphas_cumprod(ALPHAS_CUMPROD, "epsilon")
-    unet = lambda x, s, **condition: SimpleNamespace(sample=torch.full_like(x, 0.5))  # noqa: E731
+    unet = lambda x, timestep, **condition: SimpleNamespace(sample=torch.full_like(x, 0.5))  # noqa: E731
     s = torch.full((4,), 999)
     x0 = student_sample(unet, schedule, EPS, s, {})
     alpha = ALPHAS_CUMPROD[-1].sqrt()
@@ -38,5 +38,5 @@ def test_epsilon_student_at_999_uses_the_original_alpha():
 
 def test_condition_reaches_the_network_as_keywords():
     schedule = NoiseSchedule.from_alphas_cumprod(ALPHAS_CUMPROD, "sample")
-    unet = lambda x, s, scale: SimpleNamespace(sample=scale * x)  # noqa: E731
+    unet = lambda x, timestep, scale: SimpleNamespace(sample=scale * x)  # noqa: E731
     torch.testing.assert_close(student_sample(unet, schedule, EPS, S, {"scale": torch.tensor(3.0)}), 3 * EPS)

@@ -20,7 +20,7 @@ class Network:
     def __init__(self):
         self.calls = 0
 
-    def __call__(self, x, t, value):
+    def __call__(self, x, timestep, value):
         self.calls += 1
         return SimpleNamespace(sample=value.expand_as(x))
 
@@ -35,7 +35,7 @@ def coefficients(t):
 
 def test_perfect_teacher_returns_the_sample():
     """A teacher that knows the noise denoises x^_theta,t back to x^_theta."""
-    teacher = Teacher(lambda x, t: SimpleNamespace(sample=EPS), SCHEDULE)
+    teacher = Teacher(lambda x, timestep: SimpleNamespace(sample=EPS), SCHEDULE)
     torch.testing.assert_close(teacher.target(X, EPS, T, TeacherConditions({})), X, atol=1e-5, rtol=1e-5)
 
 
@@ -56,14 +56,14 @@ def test_guidance_moves_away_from_the_unconditional_in_one_forward():
 def test_no_gradient_and_no_graph_through_the_teacher():
     x = X.clone().requires_grad_()
     weight = torch.nn.Parameter(torch.ones(()))
-    teacher = Teacher(lambda x, t: SimpleNamespace(sample=weight * x), SCHEDULE)
+    teacher = Teacher(lambda x, timestep: SimpleNamespace(sample=weight * x), SCHEDULE)
     assert not teacher.target(x, EPS, T, TeacherConditions({})).requires_grad
 
 
 @pytest.mark.parametrize("steps", [2, 3])
 def test_several_steps_are_ddim(steps):
     """Against the stock DDIM formula written out with the same timesteps, for a network that is linear in x."""
-    teacher = Teacher(lambda x, t: SimpleNamespace(sample=0.4 * x), SCHEDULE, steps=steps)
+    teacher = Teacher(lambda x, timestep: SimpleNamespace(sample=0.4 * x), SCHEDULE, steps=steps)
     ours = teacher.target(X, EPS, torch.full((3,), 900), TeacherConditions({}))
     times = [900 * (steps - k) // steps for k in range(steps)]
     a = ALPHAS_CUMPROD.sqrt()

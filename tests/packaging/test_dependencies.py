@@ -21,7 +21,7 @@ REQUIREMENTS = {
     if canonicalize_name((requirement := Requirement(line)).name) != PROJECT["name"]
 }
 OURS = {"add_diffusers", "benchmarks", "discriminator", "distillation", "evaluation", "examples", "pipelines"}
-OURS |= {"train_add", "train_add_sdxl", "training"}
+OURS |= {"train_add", "train_add_sd3", "train_add_sdxl", "training"}
 # xformers needs a GPU, and setuptools comes with torch.
 NOT_PINNED = {"xformers", "setuptools"}
 # Imported only where it is installed: it needs the torchvision of one's own torch, which no extra can name.

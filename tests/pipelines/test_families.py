@@ -36,7 +36,7 @@ def build(family):
     return family.ours(**family.components(), scheduler=scheduler, **family.options)
 
 
-@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "StableDiffusionImg2ImgPipeline", "ADDPipeline"])
+@pytest.mark.parametrize("name", ["FluxPipeline", "StableDiffusionImg2ImgPipeline", "ADDPipeline"])
 def test_unknown_families_are_refused(family, tmp_path, name):
     """Named with what the class takes and the mend, before any weight is read."""
     with pytest.raises(ValueError, match=rf"contains a {name}, but .* samples a {family.stock_name}\. Load it with"):

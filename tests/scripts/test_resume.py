@@ -85,7 +85,9 @@ def test_killed_and_resumed_is_bit_equal(script, straight, tmp_path, at_iteratio
     assert not (output_dir / "model_index.json").exists()
     script.run(output_dir, *RUN, "--resume_from_checkpoint", "latest")
     assert_same_run(final_state(output_dir, 7), final_state(straight, 7))
-    ours, theirs = (load_file(d / "unet/diffusion_pytorch_model.safetensors") for d in (output_dir, straight))
+    ours, theirs = (
+        load_file(d / script.network / "diffusion_pytorch_model.safetensors") for d in (output_dir, straight)
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

@@ -6,36 +6,39 @@ from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 import train_add
+import train_add_sd3
 import train_add_sdxl
-from pipelines import ADDPipeline, ADDXLPipeline
+from pipelines import ADDPipeline, ADDSD3Pipeline, ADDXLPipeline
 from tests.support import tiny_world
 from training.data.dataset import make_dataloader
-from training.models.families import StableDiffusion, StableDiffusionXL
+from training.models.families import StableDiffusion, StableDiffusion3, StableDiffusionXL
 from training.options import Options, make_parser
-from training.options.models import SDXLOptions
+from training.options.models import SD3Options, SDXLOptions
 from training.options.refusals import refuse
 from training.processes.accelerator import make_accelerator
 
 
 @dataclass
 class Script:
-    """One of the two scripts, the world it is run in, and what it publishes."""
+    """One of the scripts, the world it is run in, what it publishes, and the folder of its network there."""
 
     module: ModuleType
     world: Path
     stock: type
     ours: type
+    network: str
 
     def run(self, output_dir, *extra):
         self.module.main(tiny_world.flags(self.world, output_dir, *extra))
 
 
 SCRIPTS = {
-    "sd": ("world", train_add, StableDiffusionPipeline, ADDPipeline),
-    "sdxl": ("sdxl_world", train_add_sdxl, StableDiffusionXLPipeline, ADDXLPipeline),
+    "sd": ("world", train_add, StableDiffusionPipeline, ADDPipeline, "unet"),
+    "sdxl": ("sdxl_world", train_add_sdxl, StableDiffusionXLPipeline, ADDXLPipeline, "unet"),
+    "sd3": ("sd3_world", train_add_sd3, StableDiffusion3Pipeline, ADDSD3Pipeline, "transformer"),
 }
 
 
@@ -56,7 +59,7 @@ def parse(world, output_dir, *extra, more=()):
 
 def prepare_run(world, output_dir, *extra, family=StableDiffusion):
     """The parts of a run of `family`, as the training script makes them."""
-    more = (SDXLOptions,) if family is StableDiffusionXL else ()
+    more = {StableDiffusionXL: (SDXLOptions,), StableDiffusion3: (SD3Options,)}.get(family, ())
     options = parse(world, output_dir, *extra, more=more)
     refuse(options)
     return train_add.prepare(options, family, make_accelerator(options))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -13,14 +13,15 @@ from examples.tiny import models
 CAPTIONS = [f"a handwritten {word}" for word in ("zero", "one", "two", "three", "four", "five", "six", "seven")]
 WIDTHS = (32, 64)  # of the first and, in SDXL's layout, the second text encoder
 SDXL_SCALING_FACTOR = 0.13025  # SDXL's own, so that the two layouts' latent spaces differ
+T5_WIDTH = 128  # at least that of both CLIPs side by side
 
 
 def build(folder: Path, prediction_type: str = "epsilon", num_images: int = 24, layout: str = "sd") -> Path:
-    """`folder/teacher` in `layout` "sd" or "sdxl", `/feature_network`, `/clip` and `/data`. Returns `folder`."""
+    """`folder/teacher` in `layout` "sd", "sdxl" or "sd3", `/feature_network`, `/clip` and `/data`. Returns `folder`."""
     torch.manual_seed(0)
     tokenizer = models.make_tokenizer(CAPTIONS)
     clip = models.make_clip(tokenizer, width=WIDTHS[0], layers=1)
-    make_teacher = {"sd": make_sd_teacher, "sdxl": make_sdxl_teacher}[layout]
+    make_teacher = {"sd": make_sd_teacher, "sdxl": make_sdxl_teacher, "sd3": make_sd3_teacher}[layout]
     make_teacher(clip, tokenizer, prediction_type).save_pretrained(folder / "teacher")
     models.make_dinov2(width=32, layers=4).save_pretrained(folder / "feature_network")
     clip.save_pretrained(folder / "clip")
@@ -59,6 +60,23 @@ def make_sdxl_teacher(_: CLIPModel, tokenizer: CLIPTokenizer, prediction_type: s
         tokenizer_2=tokenizer_2,
         unet=models.make_sdxl_unet((16, 32), WIDTHS),
         scheduler=models.make_scheduler(prediction_type),
+    )
+
+
+def make_sd3_teacher(_: CLIPModel, tokenizer: CLIPTokenizer, __: str) -> StableDiffusion3Pipeline:
+    """Two CLIPs of two layers each, of which the last but one is read, and T5. It predicts the velocity."""
+    tokenizer_2, tokenizer_3 = models.make_tokenizer(CAPTIONS, pad_token="!"), models.make_t5_tokenizer(CAPTIONS)
+    clips = [models.make_clip(t, width) for t, width in zip((tokenizer, tokenizer_2), WIDTHS)]
+    return StableDiffusion3Pipeline(
+        vae=models.make_sd3_vae((8, 8, 8)),
+        text_encoder=CLIPTextModelWithProjection(clips[0].config.text_config),
+        text_encoder_2=CLIPTextModelWithProjection(clips[1].config.text_config),
+        text_encoder_3=models.make_t5(tokenizer_3, T5_WIDTH),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        tokenizer_3=tokenizer_3,
+        transformer=models.make_sd3_transformer(T5_WIDTH, sum(WIDTHS)),
+        scheduler=models.make_flow_scheduler(),
     )
 
 

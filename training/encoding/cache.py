@@ -210,6 +210,7 @@ def cache_fingerprint(
         for part in family.text_encoders:
             place = (family.name, part, family.where["revision"], family.where["cache_dir"])
             found[f"{name}.{part}"] = model_fingerprint(*place)
+        found |= {f"{name}.{setting}": value for setting, value in family.embedding_settings.items()}
     return found | _condition_fingerprint(options)
 
 

@@ -67,6 +67,11 @@ def check_taps(options: Options, teacher: Family) -> None:
     """
     if not uses_latent_discriminator(options):
         return
+    if teacher.network != "unet":
+        raise OptionError(
+            f"--discriminator got 'latent': the teacher {teacher.name} has no UNet, whose features it is for; use "
+            "--discriminator pixel"
+        )
     with loading("pretrained_teacher_model", teacher.name, f"a whole {teacher.stock_class} in diffusers' layout"):
         config = UNet2DConditionModel.load_config(teacher.name, subfolder="unet", **teacher.where)
     kinds = {

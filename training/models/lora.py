@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -24,8 +24,12 @@ DEFAULT_TARGET_MODULES = (
 )  # fmt: skip
 
 
-def add_lora(unet: UNet2DConditionModel, lora: LoraOptions) -> None:
+def add_lora(unet: Any, lora: LoraOptions, target_modules: Sequence[str] = DEFAULT_TARGET_MODULES) -> None:
     """Add a trainable float32 adapter to a frozen UNet in any precision. Initially it has no effect (B = 0).
+
+    Args:
+        unet: or a transformer.
+        target_modules: endings of the names of what is adapted, unless `--lora_target_modules` says otherwise.
 
     Raises:
         ValueError: no module of the UNet matches `--lora_target_modules`.
@@ -37,7 +41,7 @@ def add_lora(unet: UNet2DConditionModel, lora: LoraOptions) -> None:
             lora_alpha=lora.lora_alpha or lora.lora_rank,
             lora_dropout=lora.lora_dropout,
             init_lora_weights=True,
-            target_modules=list(lora.lora_target_modules or DEFAULT_TARGET_MODULES),
+            target_modules=list(lora.lora_target_modules or target_modules),
         )
     )
     cast_training_params(unet, torch.float32)
@@ -49,7 +53,7 @@ def add_lora(unet: UNet2DConditionModel, lora: LoraOptions) -> None:
 
 
 @contextmanager
-def adapter_disabled(unet: UNet2DConditionModel) -> Iterator[UNet2DConditionModel]:
+def adapter_disabled(unet: Any) -> Iterator[Any]:
     """Context manager in which `unet` works as before `add_lora`, as the teacher, without extra memory.
 
     It sets the attribute that peft's layers read, as `enable_adapters` does. That method also sets `requires_grad` of
@@ -92,7 +96,7 @@ def checkpointed(module: nn.Module, *args: Any) -> Any:
     return checkpoint(call, *args, use_reentrant=False)
 
 
-def without_adapter(unet: UNet2DConditionModel) -> Callable:
+def without_adapter(unet: nn.Module) -> Callable:
     """A callable that runs `unet` with its adapter disabled."""
 
     def call(*args, **kwargs):
@@ -102,14 +106,17 @@ def without_adapter(unet: UNet2DConditionModel) -> Callable:
     return call
 
 
-def save_lora(unet: nn.Module, pipeline_class: type[DiffusionPipeline], output_dir: str | Path) -> None:
-    """Write `pytorch_lora_weights.safetensors` for stock pipelines, with rank and alpha in its metadata."""
+def save_lora(
+    unet: Any, pipeline_class: type[DiffusionPipeline], output_dir: str | Path, network: str = "unet"
+) -> None:
+    """Write `pytorch_lora_weights.safetensors`, rank and alpha in its metadata, as stock pipelines load it.
+
+    Args:
+        network: the name of `unet` in the pipeline, "unet" or "transformer".
+    """
     config = unet.peft_config["default"].to_dict()
-    pipeline_class.save_lora_weights(
-        output_dir,
-        unet_lora_layers=get_peft_model_state_dict(unet),
-        unet_lora_adapter_metadata=config,
-    )
+    layers = {f"{network}_lora_layers": get_peft_model_state_dict(unet), f"{network}_lora_adapter_metadata": config}
+    pipeline_class.save_lora_weights(output_dir, **layers)
 
 
 def fuse_lora(pipeline: DiffusionPipeline, lora_dir: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +17,14 @@ from training.models.families import Family
 from training.models.lora import add_lora, checkpointed
 from training.models.quantization import keep_norms_in_float32, quantize_linears
 from training.models.sources import loading
-from training.options.derived import HALF, frozen_dtype, needs_teacher, precision, uses_latent_discriminator
+from training.options.derived import (
+    HALF,
+    frozen_dtype,
+    needs_teacher,
+    precision,
+    prediction_type_of,
+    uses_latent_discriminator,
+)
 from training.options.method import NONE
 from training.options.options import Options
 
@@ -26,18 +34,18 @@ QUANTIZED = ("8bit", "4bit")
 
 @dataclass
 class Networks:
-    """Student and teacher with their latent spaces.
+    """Student and teacher, UNets or transformers, with their latent spaces.
 
     Attributes:
         student: trainable, or with trainable adapters.
-        teacher: the frozen UNet; with `--use_lora` on the teacher's own repo the student itself, to be called without
-            its adapter; None where neither its targets nor its features are needed.
+        teacher: frozen; with `--use_lora` on the teacher's own repo the student itself, to be called without its
+            adapter; None where neither its targets nor its features are needed.
         latents: the student's latent space.
         teacher_latents: the teacher's where it is another one, else None.
     """
 
-    student: UNet2DConditionModel
-    teacher: UNet2DConditionModel | None
+    student: Any
+    teacher: Any
     latents: LatentSpace
     teacher_latents: LatentSpace | None
 
@@ -137,29 +145,27 @@ def _tiny_decoder(options: Options, dtype: torch.dtype, device: torch.device) ->
         return load_frozen(AutoencoderTiny, name, torch_dtype=dtype, **where).to(device)
 
 
-def _load_student(options: Options, family: Family, dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
-    """Load the trainable UNet, either in float32 or with float32 adapters on a frozen base."""
+def _load_student(options: Options, family: Family, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load the trainable network, either in float32 or with float32 adapters on a frozen base."""
     if options.lora.use_lora:
         base = _load_frozen(family, options.hardware.teacher_precision, dtype, device)
         if options.hardware.teacher_precision in QUANTIZED:
             keep_norms_in_float32(base)
-        prepare_output_layers(base, options, family.scheduler.config.prediction_type)
+        prepare_output_layers(base, options, prediction_type_of(family.scheduler))
         try:
-            add_lora(base, options.lora)
+            add_lora(base, options.lora, family.lora_target_modules)
         except ValueError as error:
             raise OptionError(f"--lora_target_modules got {options.lora.lora_target_modules}: {error}") from error
         return base.train()
     unet = family.load_unet(torch.float32, device)
     if options.models.student_init == "random":
-        unet = UNet2DConditionModel.from_config(unet.config).to(device)
-    prepare_output_layers(unet, options, family.scheduler.config.prediction_type)
+        unet = family.network_class.from_config(unet.config).to(device)
+    prepare_output_layers(unet, options, prediction_type_of(family.scheduler))
     return unet.train().requires_grad_(True)
 
 
-def _load_frozen(
-    family: Family, precision: str | None, dtype: torch.dtype, device: torch.device
-) -> UNet2DConditionModel:
-    """Load a frozen UNet in `--teacher_precision`, by default the precision of the run."""
+def _load_frozen(family: Family, precision: str | None, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a frozen network in `--teacher_precision`, by default the precision of the run."""
     if precision in QUANTIZED:
         # bitsandbytes computes in half precision; bf16 has a larger range than fp16.
         half = dtype if dtype in HALF.values() else torch.bfloat16

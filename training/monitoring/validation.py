@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DiffusionPipeline
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
@@ -83,8 +83,7 @@ class Validator:
         run, teacher = self.run, self.run.networks.teacher
         if teacher is None:
             return {}
-        scheduler = DPMSolverMultistepScheduler.from_config(run.teacher_family.scheduler.config)
-        pipeline = run.teacher_family.stock_pipeline(teacher, scheduler)
+        pipeline = run.teacher_family.stock_pipeline(teacher, run.teacher_family.sampling_scheduler())
         is_shared = teacher is run.players.student
         with adapter_disabled(teacher) if is_shared else nullcontext():
             return {f"teacher, {TEACHER_STEPS} steps": self._draw(pipeline, TEACHER_STEPS, TEACHER_GUIDANCE)}

@@ -4,12 +4,12 @@ import os
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 from distillation.noise import NoiseSettings
-from distillation.schedule import NoiseSchedule
+from distillation.schedule import FLOW, NoiseSchedule
 from distillation.teacher import NFSD_NEGATIVE_PROMPT
-from pipelines import student_scheduler
+from pipelines import flow_student_scheduler, student_scheduler
 from training.errors import OptionError
 from training.options.options import Options
 
@@ -96,13 +96,20 @@ def decodes(options: Options) -> bool:
     return judges_pixels or distils_pixels
 
 
-def make_student_scheduler(options: Options, scheduler: SchedulerMixin) -> DDPMScheduler:
+def prediction_type_of(scheduler: SchedulerMixin) -> str:
+    """What a network with this `scheduler` predicts: one of `PREDICTION_TYPES`, or `FLOW`."""
+    return FLOW if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else scheduler.config.prediction_type
+
+
+def make_student_scheduler(options: Options, scheduler: SchedulerMixin) -> SchedulerMixin:
     """The stock scheduler that the student is published with.
 
     Args:
         scheduler: scheduler of the model that the student started from.
     """
-    prediction_type = scheduler.config.prediction_type
+    prediction_type = prediction_type_of(scheduler)
+    if prediction_type == FLOW:
+        return flow_student_scheduler(scheduler.config, options.method.student_timesteps)
     return student_scheduler(
         scheduler.config,
         prediction_type,
@@ -117,12 +124,11 @@ def make_schedules(
     """The noise schedules of student and teacher, from the schedulers' configs; no weights are needed.
 
     Raises:
-        OptionError: the student timesteps do not end at the last timestep of the schedule, the teacher's range exceeds
-            its schedule, an epsilon network has a rescaled schedule, or `--zero_terminal_snr terminal` is given for a
-            student whose own schedule is rescaled.
+        OptionError: student timesteps that do not end at the schedule's last, an epsilon network on a rescaled
+            schedule, `--zero_terminal_snr terminal` for a student whose own schedule is rescaled, or what flow matching
+            does not have.
     """
-    config, method = student_scheduler.config, options.method
-    prediction_type, last = config.prediction_type, config.num_train_timesteps - 1
+    method, last = options.method, student_scheduler.config.num_train_timesteps - 1
     if method.student_timesteps[-1] != last:
         raise OptionError(
             f"--student_timesteps got {list(method.student_timesteps)}: the last must be {last}, because sampling "
@@ -139,8 +145,25 @@ def make_schedules(
     _refuse_rescaled_epsilon(student_flag, student_model(options), student_scheduler)
     if options.method.distillation_weight > 0:
         _refuse_rescaled_epsilon("pretrained_teacher_model", options.models.pretrained_teacher_model, teacher_scheduler)
+        _refuse_nfsd_at_pure_noise(options, teacher_scheduler)
+    return _student_schedule(options, student_flag, student_scheduler), _own_schedule(
+        "pretrained_teacher_model", options.models.pretrained_teacher_model, teacher_scheduler
+    )
+
+
+def _student_schedule(options: Options, flag: str, scheduler: SchedulerMixin) -> NoiseSchedule:
+    """The student's schedule, rescaled as `--zero_terminal_snr` says."""
+    prediction_type = prediction_type_of(scheduler)
+    if prediction_type == FLOW:
+        if options.method.zero_terminal_snr is not None:
+            raise OptionError(
+                f"--zero_terminal_snr got {options.method.zero_terminal_snr!r}: the schedule of "
+                f"{student_model(options)} is one of flow matching, which ends at pure noise by itself; leave the flag "
+                "out"
+            )
+        return _own_schedule(flag, student_model(options), scheduler)
     mode = zero_snr_mode(options, prediction_type)
-    if mode == "terminal" and _is_rescaled(student_scheduler):
+    if mode == "terminal" and _is_rescaled(scheduler):
         raise OptionError(
             f"--zero_terminal_snr got 'terminal': the schedule of {student_model(options)} already ends at zero SNR "
             "(rescale_betas_zero_snr in the config of its scheduler); leave the flag out"
@@ -150,13 +173,39 @@ def make_schedules(
             f"--zero_terminal_snr got 'rescale': {student_model(options)} predicts epsilon, and on a rescaled "
             "schedule x0 = (x - sigma * eps) / alpha divides by alpha_999 = 0; use --zero_terminal_snr terminal"
         )
-    student = NoiseSchedule.from_alphas_cumprod(
-        student_scheduler.alphas_cumprod, prediction_type, zero_terminal_snr=mode == "rescale"
+    return NoiseSchedule.from_alphas_cumprod(
+        scheduler.alphas_cumprod, prediction_type, zero_terminal_snr=mode == "rescale"
     )
-    teacher = NoiseSchedule.from_alphas_cumprod(
-        teacher_scheduler.alphas_cumprod, teacher_scheduler.config.prediction_type
-    )
-    return student, teacher
+
+
+def _own_schedule(flag: str, name: str, scheduler: SchedulerMixin) -> NoiseSchedule:
+    """The schedule that the model `name` was trained with.
+
+    Raises:
+        OptionError: it is one of flow matching whose shift depends on the image's size.
+    """
+    prediction_type, config = prediction_type_of(scheduler), scheduler.config
+    if prediction_type != FLOW:
+        return NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod, prediction_type)
+    for setting in ("use_dynamic_shifting", "invert_sigmas"):
+        if config.get(setting):
+            raise OptionError(
+                f"--{flag} got {name!r}: its scheduler's config has {setting}, and only a fixed `shift` can be used; "
+                f"use a copy of the model with {setting} false in scheduler/scheduler_config.json"
+            )
+    return NoiseSchedule.flow_matching(config.num_train_timesteps, config.shift)
+
+
+def _refuse_nfsd_at_pure_noise(options: Options, scheduler: SchedulerMixin) -> None:
+    """Raises: OptionError: NFSD would divide by alpha_t = 0 at the last index of a flow-matching teacher."""
+    low, high = options.method.teacher_timestep_range
+    steps = scheduler.config.num_train_timesteps
+    is_nfsd = options.method.distillation_weighting == "nfsd"
+    if is_nfsd and prediction_type_of(scheduler) == FLOW and high == steps:
+        raise OptionError(
+            f"--teacher_timestep_range got {[low, high]}: nfsd divides by alpha_t, which is 0 at the last index of a "
+            f"flow-matching teacher; give a HIGH of at most {steps - 1}, or another --distillation_weighting"
+        )
 
 
 def _is_rescaled(scheduler: SchedulerMixin) -> bool:
@@ -166,7 +215,7 @@ def _is_rescaled(scheduler: SchedulerMixin) -> bool:
 
 def _refuse_rescaled_epsilon(flag: str, name: str, scheduler: SchedulerMixin) -> None:
     """Raise an OptionError if the model `name` predicts epsilon and its own schedule ends at zero SNR."""
-    if scheduler.config.prediction_type == "epsilon" and _is_rescaled(scheduler):
+    if prediction_type_of(scheduler) == "epsilon" and _is_rescaled(scheduler):
         raise OptionError(
             f"--{flag} got {name!r}: its scheduler's config has prediction_type epsilon and rescale_betas_zero_snr, "
             "and at the last timestep x0 = (x - sigma * eps) / alpha would divide by 0; use a copy of the model with "
@@ -175,7 +224,9 @@ def _refuse_rescaled_epsilon(flag: str, name: str, scheduler: SchedulerMixin) ->
 
 
 def zero_snr_mode(options: Options, prediction_type: str) -> str:
-    """`--zero_terminal_snr` if given, else "terminal" for epsilon models and "rescale" for all others."""
+    """`--zero_terminal_snr`, or what fits the prediction type."""
+    if prediction_type == FLOW:
+        return "flow matching"
     return options.method.zero_terminal_snr or ("terminal" if prediction_type == "epsilon" else "rescale")
 
 

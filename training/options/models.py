@@ -3,7 +3,7 @@
 from dataclasses import MISSING, dataclass
 from typing import ClassVar
 
-from training.options.declaration import AT_LEAST_ONE, FRACTION, POSITIVE, Resume, flag
+from training.options.declaration import AT_LEAST_ONE, FRACTION, POSITIVE, Range, Resume, flag
 
 FIXED, FREE = Resume.FIXED, Resume.FREE
 
@@ -62,6 +62,28 @@ class SDXLOptions:
 
 
 @dataclass(frozen=True)
+class SD3Options:
+    """Flags of Stable Diffusion 3's script alone."""
+
+    title: ClassVar[str] = "Stable Diffusion 3"
+
+    max_sequence_length: int = flag(
+        256,
+        "Number of T5's tokens that the transformer reads, at most 512. Pipelines use 256 unless they are told "
+        "otherwise.",
+        resume=FIXED,
+        range=Range(lambda v: 1 <= v <= 512, "1 to 512"),
+    )
+    no_text_encoder_3: bool = flag(
+        False,
+        "Leave out T5, the third and by far the largest text encoder, in training and in the published model. As in "
+        "stock pipelines, the transformer is given zeros in its place; these are loaded with text_encoder_3=None and "
+        "tokenizer_3=None then.",
+        resume=FIXED,
+    )
+
+
+@dataclass(frozen=True)
 class LoraOptions:
     """LoRA-only training."""
 
@@ -86,8 +108,8 @@ class LoraOptions:
     )
     lora_target_modules: tuple[str, ...] | None = flag(
         None,
-        "Modules to apply LoRA to, given by the ends of their names. Defaults to all linear layers and convolutions in "
-        "the UNet's blocks, as in LCM-LoRA.",
+        "Name endings of the modules to adapt. By default all linear layers and convolutions of the UNet's blocks, as "
+        "in LCM-LoRA, or all linear layers of the transformer's blocks.",
         resume=FIXED,
         metavar="NAME",
     )

@@ -10,7 +10,7 @@ from training.options.data import DataOptions
 from training.options.declaration import Flag, flags_of
 from training.options.hardware import HardwareOptions
 from training.options.method import DiscriminatorOptions, MethodOptions
-from training.options.models import LoraOptions, ModelOptions, SDXLOptions
+from training.options.models import LoraOptions, ModelOptions, SD3Options, SDXLOptions
 from training.options.optimization import OptimizationOptions
 from training.options.output import HubOptions, OutputOptions, ValidationOptions
 
@@ -30,6 +30,7 @@ class Options:
     hub: HubOptions
     hardware: HardwareOptions
     sdxl: SDXLOptions = SDXLOptions()  # noqa: RUF009 (immutable)
+    sd3: SD3Options = SD3Options()  # noqa: RUF009 (immutable)
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Options":
@@ -58,9 +59,13 @@ class Options:
         return {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
 
     def public(self) -> dict[str, Any]:
-        """The flags that a model card may show: all but the private ones."""
-        private = {flag.name for flag in all_flags() if flag.is_private}
-        return {name: value for name, value in self.flat().items() if name not in private}
+        """The flags that a model card may show: all but the private ones, and but those of one family's script alone
+        that have their default, since the run may be of another family."""
+        hidden = {flag.name for flag in all_flags() if flag.is_private}
+        for name in ("sdxl", "sd3"):
+            group = getattr(self, name)
+            hidden |= {flag.name for flag in flags_of(GROUPS[name]) if getattr(group, flag.name) == flag.default}
+        return {name: value for name, value in self.flat().items() if name not in hidden}
 
     def recorded(self) -> dict[str, Any]:
         """The flags that checkpoints and trackers may hold: all but the secret ones."""

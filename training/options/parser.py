@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import yaml
 
 from training.options.declaration import flags_of
-from training.options.models import SDXLOptions
+from training.options.models import SD3Options, SDXLOptions
 from training.options.options import GROUPS
 
 CONFIG_HELP = (
@@ -82,7 +82,7 @@ def make_parser(description: str, more: Iterable[type] = ()) -> TrainingParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
-    shared = [group for group in GROUPS.values() if group is not SDXLOptions]
+    shared = [group for group in GROUPS.values() if group not in (SDXLOptions, SD3Options)]
     for group in (*shared, *more):
         section = parser.add_argument_group(group.title)  # pyright: ignore[reportAttributeAccessIssue]
         for flag in flags_of(group):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin, UNet2DConditionModel
+from diffusers import ModelMixin, SchedulerMixin
 
 from training.models.families import Family
 from training.models.lora import fuse_lora, save_lora
@@ -21,7 +21,7 @@ def write_output(
     options: Options,
     folder: Path,
     family: Family,
-    student: UNet2DConditionModel,
+    student: ModelMixin,
     scheduler: SchedulerMixin,
     facts: Mapping[str, Any],
 ) -> None:
@@ -40,7 +40,7 @@ def write_output(
     """
     with replacing_student(folder) as stage:
         if options.lora.use_lora:
-            save_lora(student, family.pipeline_class, stage)
+            save_lora(student, family.pipeline_class, stage, family.network)
             scheduler.save_pretrained(stage / "scheduler")
         if not options.lora.use_lora or options.lora.fuse_lora:
             fresh, cpu = family.unloaded(), torch.device("cpu")
@@ -51,8 +51,7 @@ def write_output(
             if options.lora.use_lora:
                 fuse_lora(pipeline, stage)
             pipeline.save_pretrained(stage)
-            factor = 2 ** (len(fresh.vae.config["block_out_channels"]) - 1)
-            set_sample_size(stage, options.data.resolution // factor)
+            set_sample_size(stage, options.data.resolution // fresh.factor, family.network)
         card = write_card(options, stage, facts, family.pipeline_class.__name__, base_model=family.name)
         for weights in (*stage.glob("*.safetensors"), *stage.glob("*/*.safetensors")):
             shutil.copymode(card, weights)  # safetensors creates files that only their owner can read

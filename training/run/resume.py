@@ -71,6 +71,6 @@ def run_arguments(
 
 
 def family_fingerprint(family: Family) -> str:
-    """Fingerprint of the weights that a run loads from a repo: UNet and autoencoder."""
-    unet = model_fingerprint(family.name, "unet", family.where["revision"], family.where["cache_dir"])
+    """Identity of the weights that a run takes from a repo: its UNet or transformer, and its autoencoder."""
+    unet = model_fingerprint(family.name, family.network, family.where["revision"], family.where["cache_dir"])
     return f"{unet} {model_fingerprint(*family.vae_place())}"

@@ -1,12 +1,16 @@
 """What each family does in its own way, against the stock pipelines."""
 
+import json
+import shutil
+
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from tests.support.runs import options_of
 from training.errors import OptionError
-from training.models.families import StableDiffusion, StableDiffusionXL, open_families
+from training.models.families import StableDiffusion, StableDiffusion3, StableDiffusionXL, open_families
+from training.options.models import SD3Options
 
 CAPTIONS = ["a handwritten seven", "a handwritten one, " * 30]
 
@@ -42,6 +46,58 @@ def test_sdxl_captions_and_sizes_are_embedded_as_the_stock_pipeline_does(sdxl_wo
     for i, row in enumerate(zip(*(sizes[k].tolist() for k in ("original_size", "crop_top_left", "target_size")))):
         ids = stock._get_add_time_ids(*map(tuple, row), torch.float32, text_encoder_projection_dim=projection_dim)
         assert torch.equal(added["time_ids"][i : i + 1], ids)
+
+
+@pytest.mark.parametrize(("length", "has_t5"), [(256, True), (9, True), (256, False), (9, False)])
+def test_sd3_captions_are_embedded_as_the_stock_pipeline_does(sd3_world, length, has_t5):
+    """With T5 and with zeros in its place; of any length."""
+    none = {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
+    stock = StableDiffusion3Pipeline.from_pretrained(sd3_world / "teacher", **none)
+    with torch.no_grad():  # as in a call of the pipeline; attention with gradients runs another kernel
+        hidden, _, pooled, _ = stock.encode_prompt(
+            CAPTIONS, None, None, do_classifier_free_guidance=False, max_sequence_length=length
+        )
+    settings = SD3Options(max_sequence_length=length, no_text_encoder_3=not has_t5)
+    family = StableDiffusion3(str(sd3_world / "teacher"), settings=settings)
+    family.load_text_encoders(torch.float32, torch.device("cpu"))
+    condition = family.condition(family.embed(CAPTIONS), {})
+    assert condition.keys() == {"encoder_hidden_states", "pooled_projections"}
+    assert torch.equal(condition["pooled_projections"], pooled)
+    assert hasattr(family, "text_encoder_3") == has_t5
+    assert torch.equal(condition["encoder_hidden_states"], hidden)
+
+
+def test_sd3_repo_without_t5_needs_no_flag(sd3_world, tmp_path):
+    shutil.copytree(sd3_world / "teacher", tmp_path / "teacher")
+    index = json.loads((tmp_path / "teacher" / "model_index.json").read_text())
+    none = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    (tmp_path / "teacher" / "model_index.json").write_text(json.dumps(index | none))
+    for part in none:
+        shutil.rmtree(tmp_path / "teacher" / part)
+    family = opened(StableDiffusion3, tmp_path)
+    assert family.embed(CAPTIONS).keys() == {"clip", "pooled"}
+    assert family.condition(family.embed(CAPTIONS), {})["encoder_hidden_states"][:, -256:].abs().sum() == 0
+    assert family.unloaded().text_encoders.keys() == {"text_encoder", "text_encoder_2"}
+
+
+def test_sd3_length_of_t5_is_part_of_a_caches_fingerprint(sd3_world):
+    """Only with T5: what stands in for it is not cached."""
+    name = str(sd3_world / "teacher")
+    assert StableDiffusion3(name).embedding_settings == {"max_sequence_length": 256}
+    assert StableDiffusion3(name, settings=SD3Options(no_text_encoder_3=True)).embedding_settings == {}
+
+
+def test_sd3_sizes_are_those_of_the_transformers_patches(sd3_world):
+    """At full size 8 pixels a latent and 2 latents a patch, of which there are at most 96 in a row."""
+    family = StableDiffusion3(str(sd3_world / "teacher"))
+    family.network_config = {"patch_size": 2, "pos_embed_max_size": 96}
+    family.vae_config = {"block_out_channels": (128, 256, 512, 512)}
+    for resolution in (512, 1024, 1536):
+        family.check(arguments(sd3_world / "teacher", "--resolution", resolution))
+    for resolution in (1000, 1544, 1552):
+        options = arguments(sd3_world / "teacher", "--resolution", resolution)
+        with pytest.raises(OptionError, match=rf"--resolution got {resolution}: .* takes multiples of 16 up to 1536"):
+            family.check(options)
 
 
 def test_sdxl_empty_prompt_is_zeros_where_the_repo_says_so(sdxl_world):
@@ -106,9 +162,7 @@ def test_repos_of_another_kind_are_refused(world, sdxl_world, flags, message):
         open_families(arguments(*(flag.format(**names) for flag in flags)), StableDiffusion)
 
 
-def test_pipeline_that_is_neither_family_is_refused(world, tmp_path):
-    import json
-
+def test_pipeline_of_no_family_is_refused(world, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(OptionError, match="it is a FluxPipeline, but only StableDiffusionPipeline and StableDiff"):
+    with pytest.raises(OptionError, match="it is a FluxPipeline, but only StableDiffusionPipeline, StableDiff"):
         open_families(arguments(tmp_path), StableDiffusion)

@@ -8,14 +8,14 @@ import pytest
 from training.errors import OptionError
 from training.options import Options, make_parser
 from training.options.declaration import Resume, flag, flags_of
-from training.options.models import SDXLOptions
+from training.options.models import SD3Options, SDXLOptions
 from training.options.options import GROUPS, all_flags
 
 REQUIRED = ("--pretrained_teacher_model", "t", "--dataset_name", "d")
 
 
 def parse(*argv):
-    return Options.of(make_parser("test", [SDXLOptions]).parse_args([*REQUIRED, *map(str, argv)]))
+    return Options.of(make_parser("test", [SDXLOptions, SD3Options]).parse_args([*REQUIRED, *map(str, argv)]))
 
 
 def test_a_field_without_a_declaration_is_refused():
@@ -43,7 +43,7 @@ def test_every_flag_has_one_place_and_a_sentence_of_help():
 
 
 def test_parser_has_exactly_the_declared_flags():
-    options = {o for action in make_parser("test", [SDXLOptions])._actions for o in action.option_strings}
+    options = {o for action in make_parser("test", [SDXLOptions, SD3Options])._actions for o in action.option_strings}
     assert options - {"-h", "--help", "--config"} == {f"--{flag.name}" for flag in all_flags()}
 
 
@@ -51,6 +51,14 @@ def test_sd_script_does_not_know_the_flags_of_sdxl():
     with pytest.raises(SystemExit):
         make_parser("test").parse_args([*REQUIRED, "--pretrained_vae_model_name_or_path", "x"])
     assert Options.of(make_parser("test").parse_args(REQUIRED)).sdxl.pretrained_vae_model_name_or_path is None
+
+
+def test_card_shows_the_flags_of_one_familys_script_only_where_they_are_set():
+    hidden = {"max_sequence_length", "no_text_encoder_3", "pretrained_vae_model_name_or_path", "vae_revision"}
+    assert not hidden & Options.of(make_parser("test").parse_args(REQUIRED)).public().keys()
+    words = [*REQUIRED, "--no_text_encoder_3"]
+    public = Options.of(make_parser("test", [SD3Options]).parse_args(words)).public()
+    assert hidden & public.keys() == {"no_text_encoder_3"}
 
 
 def test_values_have_the_declared_types():

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from pipelines import student_scheduler
 from tests.support.runs import options_of
 from training.errors import OptionError
-from training.options.derived import make_schedules, zero_snr_mode
+from training.options.derived import make_schedules, make_student_scheduler, zero_snr_mode
 
 
 def scheduler(prediction_type, rescaled):
@@ -52,3 +52,48 @@ def test_rescaled_epsilon_is_refused_by_the_flag_that_names_it():
         make_schedules(args, rescaled, plain)
     with pytest.raises(OptionError, match="--pretrained_teacher_model got 'base'"):
         make_schedules(args, plain, rescaled)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matching_student_is_published_with_the_noise_levels_it_was_trained_at(shift):
+    """Those of the published scheduler at four steps, as float32 bit for bit, and the times its network is given."""
+    base = FlowMatchEulerDiscreteScheduler(shift=shift)
+    options = arguments()
+    trained, teacher = make_schedules(options, base, base)
+    assert (trained.prediction_type, teacher.prediction_type) == ("flow", "flow")
+    published = make_student_scheduler(options, base)
+    published.set_timesteps(4)
+    known = list(reversed(options.method.student_timesteps))
+    assert published.config["_student_timesteps"] == [249, 499, 749, 999]
+    assert torch.equal(trained.sigmas[known], published.sigmas[:-1].float())
+    assert torch.equal(trained.times[known], published.timesteps.float())
+
+
+@pytest.mark.parametrize("flag", ["terminal", "rescale"])
+def test_flow_matching_needs_no_zero_terminal_snr(flag):
+    base = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    with pytest.raises(OptionError, match=f"--zero_terminal_snr got '{flag}': .*base is one of flow matching"):
+        make_schedules(arguments("--zero_terminal_snr", flag), base, base)
+
+
+@pytest.mark.parametrize("setting", ["use_dynamic_shifting", "invert_sigmas"])
+def test_flow_matching_without_a_fixed_shift_is_refused(setting):
+    base = FlowMatchEulerDiscreteScheduler(**{setting: True})
+    with pytest.raises(OptionError, match=f"--pretrained_teacher_model got 'base': .*config has {setting}"):
+        make_schedules(arguments(), base, base)
+
+
+def test_nfsd_never_divides_by_zero():
+    """alpha_t is 0 at index 999 of a flow-matching teacher alone."""
+    flow, diffusion = FlowMatchEulerDiscreteScheduler(shift=3.0), scheduler("v_prediction", rescaled=False)
+    flags = ("--distillation_weighting", "nfsd", "--teacher_timestep_range", "20")
+    with pytest.raises(OptionError, match=r"--teacher_timestep_range got \[20, 1000\]: nfsd divides by alpha_t"):
+        make_schedules(arguments(*flags, "1000"), flow, flow)
+    make_schedules(arguments(*flags, "999"), flow, flow)
+    make_schedules(arguments(*flags, "1000"), diffusion, diffusion)
+
+
+def test_student_of_one_kind_learns_from_a_teacher_of_the_other():
+    flow, diffusion = FlowMatchEulerDiscreteScheduler(shift=3.0), scheduler("epsilon", rescaled=False)
+    student, teacher = make_schedules(arguments("--pretrained_student_model", "mine"), diffusion, flow)
+    assert (student.prediction_type, teacher.prediction_type) == ("epsilon", "flow")

@@ -1,4 +1,4 @@
-"""Base class of the model families: loads the components of a text-to-image repo in diffusers' layout."""
+"""What the repositories of all families have in common: where their parts are and how they are loaded."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -6,13 +6,23 @@ from typing import Any, ClassVar
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    ModelMixin,
+    SchedulerMixin,
+    UNet2DConditionModel,
+)
 from torch import Tensor
-from transformers import CLIPTokenizer, PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from discriminator.pretrained import NO_CODE, load_frozen
 from distillation.student import Condition
+from training.models.lora import DEFAULT_TARGET_MODULES
 from training.models.sources import loading
+from training.options.options import Options
 
 
 class Family:
@@ -21,16 +31,23 @@ class Family:
     The components are loaded separately because a run does not always need all of them on the device; with cached
     captions, for example, the text encoders are moved to the CPU. All loaded networks are frozen and in eval mode.
 
+    "UNet" stands for the network that denoises; in some families it is a transformer.
+
     Attributes:
-        scheduler: scheduler of the repo; only its betas and prediction type are used.
-        vae: autoencoder, after `load_vae`.
+        scheduler: for its noise schedule and prediction type only.
+        vae: after `load_vae`.
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
-    stock_class: ClassVar[str]  # pipeline class in model_index.json
-    script: ClassVar[str]  # training script for students of this family
-    text_encoders: ClassVar[dict[str, type[PreTrainedModel]]]  # subfolder: class
-    tokenizers: ClassVar[tuple[str, ...]]
+    stock_class: ClassVar[str]  # of model_index.json
+    script: ClassVar[str]  # that trains students of this family
+    text_encoders: dict[str, type[PreTrainedModel]]  # subfolder: class
+    tokenizers: dict[str, type[PreTrainedTokenizerBase]]
+    network: ClassVar[str] = "unet"  # subfolder of the network that denoises, and its name in the pipelines
+    network_class: ClassVar[type[ModelMixin]] = UNet2DConditionModel
+    scheduler_class: ClassVar[type[SchedulerMixin]] = DDPMScheduler
+    lora_target_modules: ClassVar[tuple[str, ...]] = DEFAULT_TARGET_MODULES
+    has_single_file: ClassVar[bool] = True  # whether `training.single_file` knows the names of the original checkpoint
 
     def __init__(
         self,
@@ -62,13 +79,35 @@ class Family:
         self.variant = variant
         with self._loading():
             self.index = DiffusionPipeline.load_config(name, **self.where)
-            self.scheduler: SchedulerMixin = DDPMScheduler.from_pretrained(name, subfolder="scheduler", **self.where)
+            self.scheduler = self.scheduler_class.from_pretrained(name, subfolder="scheduler", **self.where)
         with self._loading_vae():
             self.vae_config = AutoencoderKL.load_config(**self._vae_source())
 
     def unloaded(self) -> "Family":
         """A new object for the same repo, without weights."""
         return type(self)(*self.source)
+
+    @property
+    def latent_channels(self) -> int:
+        """Of the autoencoder. Known before any weight is loaded."""
+        return self.vae_config.get("latent_channels", 4)
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent."""
+        return 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+
+    @property
+    def embedding_settings(self) -> dict[str, Any]:
+        """What `embed` depends on beside the text encoders, for the fingerprint of a cache."""
+        return {}
+
+    def check(self, options: Options) -> None:
+        """Raises: OptionError: options with which this family cannot be trained. Needs no weights."""
+
+    def sampling_scheduler(self) -> SchedulerMixin:
+        """A stock scheduler with which a teacher of this family draws in some 25 steps."""
+        return DPMSolverMultistepScheduler.from_config(self.scheduler.config)
 
     @property
     def scaling_factor(self) -> float:
@@ -103,8 +142,8 @@ class Family:
             OptionError: one of them cannot be loaded or lacks weights.
         """
         with self._loading():
-            for part in self.tokenizers:
-                tokenizer = CLIPTokenizer.from_pretrained(self.name, subfolder=part, **self.where, **NO_CODE)
+            for part, kind in self.tokenizers.items():
+                tokenizer = kind.from_pretrained(self.name, subfolder=part, **self.where, **NO_CODE)
                 setattr(self, part, tokenizer)
             for part, kind in self.text_encoders.items():
                 where = {"subfolder": part, "variant": self.variant, **self.where}
@@ -132,23 +171,29 @@ class Family:
         """The dtype that the autoencoder runs in if the run uses `dtype`."""
         return dtype
 
-    def load_unet(self, dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
-        """Load the UNet, frozen.
+    def load_unet(self, dtype: torch.dtype, device: torch.device) -> Any:
+        """The network that denoises, frozen; the caller decides whether it trains.
 
         Raises:
             OptionError: it cannot be loaded or lacks weights.
         """
-        where = {"subfolder": "unet", "variant": self.variant, **self.where}
+        where = {"subfolder": self.network, "variant": self.variant, **self.where}
         with self._loading():
-            unet = load_frozen(UNet2DConditionModel, self.name, torch_dtype=dtype, **where)
+            unet = load_frozen(self.network_class, self.name, torch_dtype=dtype, **where)
         return unet.to(device)
 
-    def tokenize(self, tokenizer: CLIPTokenizer, captions: Sequence[str], device: torch.device) -> Tensor:
-        """Token ids `(B, L)`, padded and truncated to the tokenizer's length as in the stock pipelines."""
+    def tokenize(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        captions: Sequence[str],
+        device: torch.device,
+        length: int | None = None,
+    ) -> Tensor:
+        """`(B, L)` ids, padded and cut to `length`, or to the tokenizer's own, as the stock pipelines do."""
         return tokenizer(
             list(captions),
             padding="max_length",
-            max_length=tokenizer.model_max_length,
+            max_length=length or tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
         ).input_ids.to(device)
@@ -167,7 +212,7 @@ class Family:
         raise NotImplementedError
 
     def condition(self, embedded: dict[str, Tensor], sizes: dict[str, Tensor]) -> Condition:
-        """Keyword arguments of the UNet for embedded captions and the original size and crop of each image.
+        """The network's keyword arguments for embedded captions and each image's original size and crop.
 
         Args:
             embedded: result of `embed`.
@@ -175,14 +220,14 @@ class Family:
         """
         raise NotImplementedError
 
-    def components(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> dict[str, Any]:
+    def components(self, unet: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
         """Arguments of the family's pipelines with `unet`. Networks are shared, not copied."""
         raise NotImplementedError
 
-    def pipeline(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> DiffusionPipeline:
+    def pipeline(self, unet: ModelMixin, scheduler: SchedulerMixin) -> DiffusionPipeline:
         """Make the few-step pipeline with `unet`, for a student."""
         return self.pipeline_class(**self.components(unet, scheduler))
 
-    def stock_pipeline(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> DiffusionPipeline:
+    def stock_pipeline(self, unet: ModelMixin, scheduler: SchedulerMixin) -> DiffusionPipeline:
         """Make the stock pipeline with `unet`, for a teacher."""
         return getattr(diffusers, self.stock_class)(**self.components(unet, scheduler))

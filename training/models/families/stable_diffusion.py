@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin, UNet2DConditionModel
+from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from distillation.student import Condition
 from pipelines import ADDPipeline
@@ -19,8 +19,8 @@ class StableDiffusion(Family):
     pipeline_class = ADDPipeline
     stock_class = "StableDiffusionPipeline"
     script = "train_add.py"
-    text_encoders = {"text_encoder": CLIPTextModel}  # noqa: RUF012 (declared a ClassVar by the base)
-    tokenizers = ("tokenizer",)
+    text_encoders = {"text_encoder": CLIPTextModel}  # noqa: RUF012 (read only)
+    tokenizers = {"tokenizer": CLIPTokenizer}  # noqa: RUF012
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ class StableDiffusion(Family):
         """See `Family`; Stable Diffusion does not use `sizes`."""
         return dict(embedded)
 
-    def components(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> dict[str, Any]:
+    def components(self, unet: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
         """See `Family`; there is no safety checker, because a student's repo does not contain one."""
         return {
             "vae": self.vae,

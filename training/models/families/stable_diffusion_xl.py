@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin, UNet2DConditionModel
+from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from distillation.student import Condition
 from pipelines import ADDXLPipeline
@@ -23,7 +23,7 @@ class StableDiffusionXL(Family):
     stock_class = "StableDiffusionXLPipeline"
     script = "train_add_sdxl.py"
     text_encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}  # noqa: RUF012
-    tokenizers = ("tokenizer", "tokenizer_2")
+    tokenizers = {"tokenizer": CLIPTokenizer, "tokenizer_2": CLIPTokenizer}  # noqa: RUF012
 
     def vae_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """`dtype`, or bf16 or fp32 if `dtype` is fp16 and the autoencoder overflows in fp16 according to its config.
@@ -77,7 +77,7 @@ class StableDiffusionXL(Family):
         added = {"text_embeds": pooled, "time_ids": time_ids.float()}
         return {"encoder_hidden_states": hidden, "added_cond_kwargs": added}
 
-    def components(self, unet: UNet2DConditionModel, scheduler: SchedulerMixin) -> dict[str, Any]:
+    def components(self, unet: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
         """See `Family`; without the optional watermark."""
         return {
             "vae": self.vae,

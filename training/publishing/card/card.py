@@ -22,7 +22,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from training.checkpoints.manifest import replace_text
 from training.markdown import code_block, code_span, escape_markdown
 from training.options.options import Options
-from training.publishing.card.facts import describe_sampling, measured_table
+from training.publishing.card.facts import describe_sampling, measured_table, without_parts
 from training.publishing.card.license import inherited_license
 from training.publishing.folder.layout import CARD, INDEX, LORA, MAIN, RUN_FILE, SAMPLES, PublishError
 
@@ -122,6 +122,7 @@ def make_card(folder: str | Path, repo_id: str, branch: str = MAIN) -> str:
         code_at="" if branch == MAIN else f", custom_revision={_literal(branch)}",
         base=_link(name) if run["base_model_on_hub"] else code_span(name),
         base_id=_literal(name),
+        without=without_parts(folder, run["arguments"]),
         full=(folder / INDEX).is_file(),
         lora=(folder / LORA).is_file(),
         latent=run["arguments"].get("discriminator") == "latent",
@@ -179,7 +180,9 @@ def _digest(text: str) -> str:
 def _card_data(folder: Path, run: dict, prompts: list[str]) -> ModelCardData:
     """The metadata at the top of the card."""
     lora = (folder / LORA).is_file()
-    family = "stable-diffusion-xl" if "XL" in run["pipeline_class"] else "stable-diffusion"
+    families = {"XL": "stable-diffusion-xl", "3": "stable-diffusion-3"}
+    found = (name for mark, name in families.items() if mark in run["pipeline_class"])
+    family = next(found, "stable-diffusion")
     dataset = run["arguments"].get("dataset_name")
     known = {key: value for key, value in run["license"].items() if value}
     if run["base_model_on_hub"]:

@@ -1,6 +1,7 @@
 """Facts about sampling and measured figures for the model card, read from the student's folder."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from diffusers import DDPMScheduler
 
 from pipelines import DEFAULT_STUDENT_TIMESTEPS, spread_timesteps
 from training.markdown import escape_markdown, markdown_table
-from training.publishing.folder.layout import SCHEDULER, PublishError
+from training.publishing.folder.layout import INDEX, SCHEDULER, PublishError
 from training.publishing.folder.published_folder import files_to_keep
 from training.publishing.folder.replacement import replacing_student
 from training.publishing.folder.verification import MEASURED_FILE
@@ -20,20 +21,47 @@ def describe_sampling(folder: Path) -> dict[str, Any]:
     """Facts about the student's timesteps and noise schedule for the code examples of the card.
 
     Returns:
-        "steps", such as "1 to 4 steps"; "two_steps", the timesteps that two steps visit, descending, or None for a
-        student with only one timestep; "precision", the reason for float16.
+        "steps", such as "1 to 4 steps"; "two_steps", the argument and its value with which a stock pipeline visits the
+        timesteps of two steps, None for a student with only one timestep; "precision", the reason for float16;
+        "scheduler", the stock class.
     """
     config = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
     known = config.get("_student_timesteps", DEFAULT_STUDENT_TIMESTEPS)
     return {
         "steps": "1 step" if len(known) == 1 else f"1 to {len(known)} steps",
-        "two_steps": None if len(known) == 1 else spread_timesteps(known, 2),
+        "two_steps": None if len(known) == 1 else _two_steps(config, known),
         "precision": _precision(config),
+        "scheduler": config.get("_class_name", "DDPMScheduler"),
     }
+
+
+def without_parts(folder: Path, arguments: Mapping[str, Any]) -> str:
+    """Arguments with which stock pipelines load a student that has no T5, or the base of a LoRA trained without."""
+    index = folder / INDEX
+    parts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    is_absent = parts.get("text_encoder_3") == [None, None] or arguments.get("no_text_encoder_3", False)
+    return ", text_encoder_3=None, tokenizer_3=None" if is_absent else ""
+
+
+def _is_flow(config: dict[str, Any]) -> bool:
+    """Whether a scheduler's config is one of flow matching."""
+    return "shift" in config
+
+
+def _two_steps(config: dict[str, Any], known: list[int]) -> tuple[str, list[float] | list[int]]:
+    timesteps = spread_timesteps(known, 2)
+    if _is_flow(config):
+        return "sigmas", [(t + 1) / config["num_train_timesteps"] for t in timesteps]
+    return "timesteps", timesteps
 
 
 def _precision(config: dict[str, Any]) -> str:
     """The reason for float16: x0 = (x - sigma * eps) / alpha multiplies the rounding error of eps by sigma / alpha."""
+    if _is_flow(config):
+        return (
+            "float16 and bfloat16 both serve: this student predicts a velocity, whose rounding no step multiplies. Its "
+            f"scheduler, {config['_class_name']}, is part of diffusers 0.42 and later."
+        )
     text = "Use float16, which rounds eight times finer than bfloat16."
     if config.get("prediction_type", "epsilon") == "epsilon":
         remaining = float(DDPMScheduler.from_config(config).alphas_cumprod[-1])

@@ -53,16 +53,17 @@ def save_published(pipeline: DiffusionPipeline, output_dir: str | Path) -> None:
         pipeline.save_pretrained(stage)
 
 
-def set_sample_size(folder: Path, sample_size: int) -> None:
-    """Set the sample size in the saved UNet's config, which pipelines use as the default image size.
+def set_sample_size(folder: Path, sample_size: int, network: str = "unet") -> None:
+    """Say in the saved network's config what size it was trained at, which pipelines draw where none is given.
 
     Only the file is changed, because the network may still be trained.
 
     Args:
-        folder: folder that contains `unet/config.json`.
-        sample_size: height and width of a latent, the image size divided by the autoencoder's factor.
+        folder: holds the network's folder, with its `config.json`.
+        sample_size: side of a latent, pixels over the autoencoder's factor.
+        network: "unet" or "transformer".
     """
-    path = folder / "unet" / "config.json"
+    path = folder / network / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"sample_size": sample_size}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from pipelines import flow_student_scheduler
 from tests.support.runs import options_of
 from training.options import Options
 from training.publishing.card.card import is_untouched, make_card, refresh_card, set_license, write_card
@@ -236,6 +237,30 @@ def test_precision(arguments, folder, lora):
     text = written(arguments, folder).text
     assert "multiplied by" not in text
     assert "Use float16" in text
+
+
+def test_flow_matching_student(arguments, folder):
+    """Its stock scheduler and the noise levels that stock pipelines take; its rounding is not multiplied."""
+    (folder / "pytorch_lora_weights.safetensors").touch()
+    scheduler = flow_student_scheduler({"num_train_timesteps": 1000, "shift": 3.0})
+    scheduler.save_pretrained(folder / "scheduler")
+    card = written(arguments, folder, "ADDSD3Pipeline")
+    assert "stable-diffusion-3" in card.data.tags
+    assert "multiplied by" not in card.text
+    assert "FlowMapEulerDiscreteScheduler, is part of diffusers 0.42" in card.text
+    assert 'FlowMapEulerDiscreteScheduler.from_pretrained("my-fox", subfolder="scheduler")' in card.text
+    assert card.text.count("image=image, sigmas=[1.0, 0.5], strength=0.5") == 2
+    for block in re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL):
+        compile(block, "card", "exec")
+
+
+def test_student_without_t5_says_how_stock_pipelines_load_it(arguments, folder):
+    """By its index; our own class knows."""
+    none = ", text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float16"
+    assert none not in written(arguments, folder).text
+    (folder / "model_index.json").write_text('{"text_encoder_3": [null, null]}')
+    blocks = re.findall(r"```python\n(.*?)```", written(arguments, folder).text, flags=re.DOTALL)
+    assert [none in block for block in blocks] == [True, False, True, False]
 
 
 def test_edited_card_is_left_alone(arguments, folder):
