@@ -53,7 +53,7 @@ class UNetFeatures:
 
         hooks = [self.unet.get_submodule(tap).register_forward_hook(partial(keep, tap)) for tap in self.taps]
         try:
-            self.call(x_t, t, **condition)
+            self.call(x_t, timestep=t, **condition)
         except _DeepestTapReachedError:
             # Raised outside of checkpointed parts: those are single layers, inside and between the attention blocks.
             pass
