@@ -45,6 +45,7 @@ from training.resume import checkpoint_to_resume, choose_seed, run_arguments
 from training.run import Run
 from training.run_state import RunState, unpack_run
 from training.saving import save, tracker_config
+from training.sharding.networks import no_sync
 from training.validation import Validator
 
 logger = logging.getLogger("train_add")
@@ -131,7 +132,7 @@ def _backward(
     for i, batch in enumerate(micro_batches):
         # Processes exchange gradients with the last micro-batch only. DistributedDataParallel decides that in the
         # forward pass, so the context is around both.
-        with nullcontext() if i == n - 1 else accelerator.no_sync(network):
+        with nullcontext() if i == n - 1 else no_sync(network):
             losses = losses_of(batch)
             loss = losses.pop("total") / n
             accelerator.backward(loss)

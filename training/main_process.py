@@ -9,7 +9,9 @@ from accelerate.utils import broadcast_object_list
 from training.errors import UserError
 
 
-def on_main_process(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
+def on_main_process(
+    accelerator: Accelerator, call: Callable[[], Any], elsewhere: Callable[[], Any] | None = None
+) -> Any:
     """Call `call` on the main process alone. To be reached by every process.
 
     Without this a refusal on the main process would leave the others waiting for it at their next collective.
@@ -17,6 +19,7 @@ def on_main_process(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
     Args:
         accelerator: of the run.
         call: takes nothing; what it returns is sent to the other processes, so it must be small and picklable.
+        elsewhere: called at the other processes meanwhile, for what `call` needs of them.
 
     Returns:
         What `call` returned, at every process.
@@ -31,6 +34,8 @@ def on_main_process(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
             outcome[0] = call()
         except UserError as raised:
             error, outcome[1], outcome[2] = raised, str(raised), raised.status
+    elif elsewhere is not None:
+        elsewhere()
     broadcast_object_list(outcome)  # from process 0; nothing happens where it is the only one
     if error is not None:
         raise error

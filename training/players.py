@@ -1,5 +1,6 @@
 """The two players of a run, student and discriminator, with all that trains them."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,10 @@ from training.models.networks import Networks, make_losses
 from training.optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
 from training.options import Options
 from training.options.derived import effective_batch_size
+from training.sharding.networks import shard_unet
+from training.sharding.plan import plan_sharding
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -56,6 +61,11 @@ def make_players(
         schedules: student's and teacher's.
         total_steps: iterations of the run, for the learning rates' schedules.
     """
+    sharding = plan_sharding(accelerator)
+    if sharding is not None:  # before anything refers to the parameters, which are replaced by their shards
+        logger.info("Sharding: %s", sharding.describe())
+        for unet in {networks.student, networks.teacher} - {None}:
+            shard_unet(unet, sharding, trains=unet is networks.student)
     trainable = [p for p in networks.student.parameters() if p.requires_grad]
     scale = effective_batch_size(options, accelerator.num_processes) if options.optimization.scale_lr else 1
 
@@ -70,7 +80,7 @@ def make_players(
     ema = make_ema(trainable, options.optimization.ema_decay) if options.optimization.use_ema else None
     # DistributedDataParallel refuses to wrap a network after its optimizer has taken a step, and torch.compile after
     # either; so they are wrapped last, here.
-    student = accelerator.prepare_model(networks.student)
+    student = networks.student if sharding is not None else accelerator.prepare_model(networks.student)
     losses = make_losses(options, networks, student, discriminator, schedules, accelerator)
     heads = None if discriminator is None else discriminator.heads
     return Players(networks.student, heads, losses, updaters, ema, accelerator)
