@@ -126,8 +126,8 @@ def fake_run(model: str, options: Options) -> Iterator[FakeRun]:
     """
     architecture, functional = ARCHITECTURES[model], torch.nn.functional
     with torch.device("meta"):  # a fake tensor can't be cast, and peft can't adapt what is made of them
-        networks = _make_networks(architecture, options)
-        discriminator = _make_discriminator(options) if options.method.adversarial_weight > 0 else None
+        networks = make_networks(architecture, options)
+        discriminator = make_discriminator(options) if options.method.adversarial_weight > 0 else None
         encoders = None if options.hardware.cache_dir_latents else Encoders(architecture).to(half(options)).eval()
     with ExitStack() as stack:
         for name in IN_FLOAT32:
@@ -159,7 +159,7 @@ def _in_float32(function: Callable) -> Callable:
     return call
 
 
-def _make_networks(architecture: Architecture, options: Options) -> Networks:
+def make_networks(architecture: Architecture, options: Options) -> Networks:
     """As `training.models.networks.load_networks`, from configs and on whatever device is the default."""
 
     def frozen(network: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -189,7 +189,8 @@ def _make_networks(architecture: Architecture, options: Options) -> Networks:
     return Networks(student.train(), teacher, LatentSpace(vae, tiny, options.hardware.decode_crop_halo), None)
 
 
-def _make_discriminator(options: Options) -> Discriminator:
+def make_discriminator(options: Options) -> Discriminator:
+    """As `training.models.networks.make_discriminator`, from a config and on whatever device is the default."""
     own = options.discriminator
     network = FeatureNetwork(make_dinov2(DINOV2_S).to(half(options)), input_size=own.discriminator_input_size or 224)
     return Discriminator(network, CONDITION_DIM, not own.no_diffaugment, own.discriminator_norm)

@@ -23,18 +23,25 @@ import train_add
 from training.accelerator import end_training
 from training.sharding.tensors import local_bytes
 
-COLLECTIVES = ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce")
+# Names in torch 2.13 and before.
+COLLECTIVES = {
+    "all_gather_single": "gathered",
+    "all_gather_into_tensor": "gathered",
+    "reduce_scatter_single": "reduced",
+    "reduce_scatter_tensor": "reduced",
+    "all_reduce": "all_reduced",
+}
 
 
 def count_exchanges(exchanged: dict[str, int]) -> None:
-    """From now on, add up the bytes of the larger side of every collective that Python calls, by its name."""
-    for name in COLLECTIVES:
+    """From now on, add up the bytes of the larger side of every collective that Python calls, by its kind."""
+    for name in COLLECTIVES.keys() & vars(torch.distributed).keys():
         original = getattr(torch.distributed, name)
 
-        def counting(*args, name=name, original=original, **kwargs):
+        def counting(*args, kind=COLLECTIVES[name], original=original, **kwargs):
             tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
             if tensors[0].numel() > 1:  # not of a loss
-                exchanged[name] += max(tensor.numel() * tensor.element_size() for tensor in tensors)
+                exchanged[kind] += max(tensor.numel() * tensor.element_size() for tensor in tensors)
             return original(*args, **kwargs)
 
         setattr(torch.distributed, name, counting)
@@ -54,11 +61,11 @@ def held(players) -> dict[str, int]:
 def main() -> None:
     """Run them all."""
     runs, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    exchanged, figures, original = dict.fromkeys(COLLECTIVES, 0), {}, train_add.iteration
+    exchanged, figures, original = dict.fromkeys(COLLECTIVES.values(), 0), {}, train_add.iteration
     count_exchanges(exchanged)
 
     def iteration(players, *args):
-        exchanged.update(dict.fromkeys(COLLECTIVES, 0))
+        exchanged.update(dict.fromkeys(exchanged, 0))
         outcome = original(players, *args)
         figures.update(exchanged, **held(players))
         return outcome

@@ -28,25 +28,38 @@ def shard_unet(unet: UNet2DConditionModel, sharding: Sharding, trains: bool) -> 
         trains: whether its blocks compute in the policy's mixed precision. A frozen network computes in the precision
             of its weights.
     """
-    full = MixedPrecisionPolicy()
+    for module, is_precise in gathered_together(unet):
+        fully_shard(
+            module,
+            mesh=sharding.mesh,
+            mp_policy=sharding.mixed_precision if trains and not is_precise else MixedPrecisionPolicy(),
+            offload_policy=sharding.offload,
+            # By default torch would keep the root's weights gathered after a forward, where a forward without a
+            # backward (validation) would leave old ones behind.
+            reshard_after_forward=sharding.reshard_after_forward or module is unet,
+        )
+    if not trains and hasattr(unet, "reset_iter_state"):  # not in the oldest versions of torch that are supported
+        # torch notes the order of all forwards until a backward comes, which for a frozen network is never.
+        unet.register_forward_hook(_forget_forward)
+
+
+def _forget_forward(unet: FSDPModule, *_: object) -> None:
+    unet.reset_iter_state()
+
+
+def gathered_together(unet: UNet2DConditionModel) -> Iterator[tuple[nn.Module, bool]]:
+    """Modules whose parameters are gathered together, those of earlier modules excepted; the last is `unet` itself.
+
+    With each comes whether it stays in float32 under mixed precision, as the outermost stages of an epsilon student do.
+    So does the root, whose inputs are the noisy latents.
+    """
     for stage in stages(unet):
-        policy = sharding.mixed_precision if trains and not is_kept_in_float32(stage) else full
-        for block in (module for module in stage.modules() if isinstance(module, BLOCKS)):
-            _shard(block, sharding, policy)
-        _shard(stage, sharding, policy)
-    # The root's inputs are the noisy latents, which are not to be rounded. By default torch would keep the root's
-    # weights gathered after a forward, where a forward without a backward (validation) would leave old ones behind.
-    fully_shard(unet, mesh=sharding.mesh, mp_policy=full, offload_policy=sharding.offload, reshard_after_forward=True)
-
-
-def _shard(module: nn.Module, sharding: Sharding, policy: MixedPrecisionPolicy) -> None:
-    fully_shard(
-        module,
-        mesh=sharding.mesh,
-        mp_policy=policy,
-        offload_policy=sharding.offload,
-        reshard_after_forward=sharding.reshard_after_forward,
-    )
+        is_precise = is_kept_in_float32(stage)
+        for module in stage.modules():
+            if isinstance(module, BLOCKS):
+                yield module, is_precise
+        yield stage, is_precise
+    yield unet, True
 
 
 def stages(unet: UNet2DConditionModel) -> Iterator[nn.Module]:

@@ -134,7 +134,7 @@ def _make_mesh(accelerator: Accelerator) -> DeviceMesh:
     replicas, shards, processes = 1, accelerator.num_processes, accelerator.num_processes
     if parse_flag_from_env(USE_MESH):
         sizes = ParallelismConfig()
-        if sizes.non_data_parallel_size > 1 or sizes.sp_size > 1:
+        if sizes.total_size != sizes.data_parallel_size:
             raise OptionError(
                 "accelerate's parallelism configuration got tensor, context or sequence parallelism: only "
                 "--parallelism_config_dp_replicate_size and --parallelism_config_dp_shard_size are supported"
