@@ -24,9 +24,12 @@ def make_accelerator(options: Options) -> Accelerator:
     logging_dir = Path(options.output.output_dir, options.output.logging_dir)
     check_launch(options)
     hide_fsdp_from_loading()
-    PartialState(parse_flag_from_env("ACCELERATE_USE_CPU"))  # its choice of the backend depends on what is hidden below
+    # Without this accelerate takes each process that a launcher starts on a CPU for the only one.
+    is_on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    PartialState(is_on_cpu)  # its choice of the backend depends on what is hidden below
     with patch_environment(**HIDDEN):
         accelerator = Accelerator(
+            cpu=is_on_cpu,
             mixed_precision=precision(options),
             log_with=report_to,
             project_config=ProjectConfiguration(project_dir=options.output.output_dir, logging_dir=str(logging_dir)),

@@ -1,6 +1,6 @@
 """Several runs of `train_add.py` one after the other in the same processes, since to start processes takes longest.
 
-    torchrun ... tests/scripts/several_runs.py runs.json folder
+    accelerate launch ... tests/scripts/several_runs.py runs.json folder
 
 `runs.json` holds a list of `{"name": ..., "environment": {...}, "flags": [...]}`. Every process writes what it held and
 exchanged during the last iteration of each run to `folder/NAME-RANK.json`.
