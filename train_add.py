@@ -47,6 +47,7 @@ from training.run.resume import checkpoint_to_resume, choose_seed, run_arguments
 from training.run.run import Run
 from training.run.saving import save, tracker_config
 from training.run.state import RunState, unpack_run
+from training.sharding.networks import no_sync
 
 logger = logging.getLogger("train_add")
 GRADIENTS_EVERY = 100  # iterations between measurements of the gradients at x^_theta
@@ -139,7 +140,7 @@ def _backward(
     for i, batch in enumerate(micro_batches):
         # Gradients are only synchronized for the last micro-batch. DistributedDataParallel decides this in the forward
         # pass, so the context covers both the forward and the backward pass.
-        with nullcontext() if i == n - 1 else accelerator.no_sync(network):
+        with nullcontext() if i == n - 1 else no_sync(network):
             losses = losses_of(batch)
             loss = losses.pop("total") / n
             accelerator.backward(loss)

@@ -133,8 +133,8 @@ def fake_run(model: str, options: Options) -> Iterator[FakeRun]:
     """
     architecture, functional = ARCHITECTURES[model], torch.nn.functional
     with torch.device("meta"):  # fake tensors cannot be cast, and peft cannot adapt modules with fake tensors
-        networks = _make_networks(architecture, options)
-        discriminator = _make_discriminator(architecture, options, networks)
+        networks = make_networks(architecture, options)
+        discriminator = make_discriminator(architecture, options, networks)
         is_cached, is_latent = options.hardware.cache_dir_latents is not None, uses_latent_discriminator(options)
         encoders = None if is_cached else Encoders(architecture, is_latent).to(half(options)).eval()
     with ExitStack() as stack:
@@ -167,7 +167,7 @@ def _in_float32(function: Callable) -> Callable:
     return call
 
 
-def _make_networks(architecture: Architecture, options: Options) -> Networks:
+def make_networks(architecture: Architecture, options: Options) -> Networks:
     """Make networks as in `training.models.networks.load_networks`, but from configs and on the default device."""
 
     def frozen(network: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -205,9 +205,10 @@ def _condition_dim(architecture: Architecture, options: Options) -> int:
     return last["hidden_size"] if architecture.layout == "sd" else last["projection_dim"]
 
 
-def _make_discriminator(
+def make_discriminator(
     architecture: Architecture, options: Options, networks: Networks
 ) -> Discriminator | LatentDiscriminator | None:
+    """Make the discriminator as in `training.models.discriminators`, but from a config and on the default device."""
     own = options.discriminator
     if options.method.adversarial_weight == 0:
         return None

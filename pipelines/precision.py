@@ -55,6 +55,11 @@ def keep_output_in_float32(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return unet
 
 
+def is_kept_in_float32(module: nn.Module) -> bool:
+    """Whether `keep_output_in_float32` made `module`, a stage of a UNet, compute in float32."""
+    return _suspend_autocast in module._forward_pre_hooks.values()
+
+
 def to_bfloat16(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Cast `unet` to bfloat16, in place, except for the layers of `keep_output_in_float32`, which are not rounded."""
     _set_dtypes(unet, _precise_names(unet), torch.bfloat16)

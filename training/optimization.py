@@ -14,6 +14,7 @@ from training.errors import UserError
 from training.options.derived import learning_rate
 from training.options.optimization import OptimizationOptions
 from training.options.options import Options
+from training.sharding.tensors import local_part, total_norm
 
 CHECK_SCALE_EVERY = 10  # updates of one network; each check waits for the device
 SMALLEST_SCALE = 1.0  # with a smaller scale, fp16 gradients would be smaller than without a scaler
@@ -115,10 +116,12 @@ class Updater:
         # 0 for a finite loss, else NaN. It is reduced over all processes and added to one gradient, so that a NaN
         # reaches the norm and the fp16 scaler in every process.
         poison = self.accelerator.reduce(loss.detach(), "mean") * 0
-        with_gradient = next(p for p in self.parameters if p.grad is not None)
-        with_gradient.grad.view(-1)[:1].add_(poison.to(with_gradient.grad.dtype))
+        gradient = local_part(next(p.grad for p in self.parameters if p.grad is not None))
+        gradient.view(-1)[:1].add_(poison.to(gradient))  # of a sharded gradient a process may hold nothing
         self.accelerator.unscale_gradients(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        norm = total_norm(p.grad for p in self.parameters if p.grad is not None)
+        nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
+        norm = norm.to(loss.device)  # of offloaded gradients it is on the CPU
         skipped = (~torch.isfinite(norm)).float()
         self._guarded_step(skipped)
         self.figures = {"clipped": (norm > self.max_grad_norm).float()}

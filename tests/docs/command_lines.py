@@ -30,7 +30,7 @@ ROOMS = (
     "training",
 )
 # Programs of others, whose command lines are not ours to know.
-OTHER_PROGRAMS = {"cd", "export", "git", "hf", "nvidia-smi", "source", "tensorboard"}
+OTHER_PROGRAMS = {"cd", "export", "git", "hf", "nvidia-smi", "sbatch", "source", "tensorboard"}
 
 
 class DocsError(Exception):

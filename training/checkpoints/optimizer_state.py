@@ -1,23 +1,35 @@
 """Conversion of a torch optimizer's state to tensors and JSON values, for checkpoints without pickle."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from training.checkpoints.manifest import as_lists
+from training.sharding.tensors import shard_like
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimizer's `state_dict` into tensors (copied to the CPU) by "parameter/name", and JSON values."""
+    """An optimizer's `state_dict` in two parts: tensors (copied to the CPU) by "parameter/name", the rest as JSON."""
+    return copy_optimizer_tensors(optimizer, lambda tensor: tensor), describe_optimizer(optimizer)
+
+
+def copy_optimizer_tensors(optimizer: torch.optim.Optimizer, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The tensors of `optimizer_tensors`. `gather` makes each of them whole, if they are sharded."""
+    flat = _flatten(optimizer.state_dict()["state"])
+    tensors = ((key, gather(value.detach())) for key, value in flat if isinstance(value, Tensor))
+    return {key: tensor.to("cpu", copy=True) for key, tensor in tensors}
+
+
+def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The part of `optimizer_tensors` that JSON holds."""
     saved = optimizer.state_dict()
     flat = dict(_flatten(saved["state"]))
-    tensors = {key: value.detach().to("cpu", copy=True) for key, value in flat.items() if isinstance(value, Tensor)}
     groups = [{k: as_lists(v) for k, v in group.items() if k != "params"} for group in saved["param_groups"]]
-    return tensors, {
-        "tensors": sorted(tensors),
-        "values": {key: value for key, value in flat.items() if key not in tensors},
+    return {
+        "tensors": sorted(key for key, value in flat.items() if isinstance(value, Tensor)),
+        "values": {key: value for key, value in flat.items() if not isinstance(value, Tensor)},
         "groups": groups,
         "shapes": _shapes(optimizer),
     }
@@ -28,14 +40,17 @@ def load_optimizer_tensors(
 ) -> None:
     """Restore the result of `optimizer_tensors`, bit for bit, in an optimizer over the same parameters.
 
+    Of whole tensors, each process of a sharded run keeps its part, whatever the number of processes that saved them.
+
     Raises:
         ValueError: the groups, the number or the shapes of the parameters differ, or tensors are missing or unexpected.
     """
     _check_shapes(description["shapes"], _shapes(optimizer))
     if different := sorted(set(description["tensors"]) ^ set(tensors)):
-        raise ValueError(f"the optimizer's tensors differ from those that were saved, first {different[0]}")
-    # torch does not copy the tensors: without the clones, the next step would change those of the checkpoint.
-    copies = {key: tensor.clone() for key, tensor in tensors.items()}
+        raise ValueError(f"the optimizer's tensors are not those that were saved, first {different[0]}")
+    # torch keeps the very tensors it is given: without the copies, the next step would change the checkpoint's.
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    copies = {key: _part(parameters[int(key.split("/")[0])], tensor) for key, tensor in tensors.items()}
     groups, start = [], 0
     for saved, current in zip(description["groups"], optimizer.param_groups):
         options = {k: tuple(v) if isinstance(current.get(k), tuple) else v for k, v in saved.items()}
@@ -43,6 +58,11 @@ def load_optimizer_tensors(
         groups.append(options | {"params": list(range(start, end))})
         start = end
     optimizer.load_state_dict({"state": _unflatten(description["values"] | copies), "param_groups": groups})
+
+
+def _part(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """A copy of a `tensor` of the state of `parameter`: of the part that this process holds, if that is sharded."""
+    return shard_like(parameter, tensor).clone() if tensor.shape == parameter.shape else tensor.clone()
 
 
 def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,19 +61,18 @@ class Checkpoint:
 def save_checkpoint(
     output_dir: str | os.PathLike,
     step: int,
-    tensors: dict[str, dict[str, Tensor]],
+    tensors: Mapping[str, Mapping[str, Tensor]],
     state: dict[str, Any],
     total_limit: int | None = None,
 ) -> Path:
     """Write `output_dir/checkpoint-{step}`, then prune. Only one process may call this function.
 
     Args:
-        output_dir: folder of the checkpoints; it is created if necessary.
-        step: number N in the name; an existing checkpoint of that name is replaced.
-        tensors: groups of named tensors on any device; each group is saved in one file.
-        state: JSON-serializable state; tuples are loaded as lists.
-        total_limit: maximum number of complete checkpoints to keep, including this one; the lowest steps are removed
-            first. None keeps all.
+        output_dir: made if it isn't there.
+        step: N of the name; a checkpoint of that name is replaced.
+        tensors: groups of named tensors on any device, each group a file. Asked for one after the other.
+        state: anything that JSON holds; tuples come back as lists.
+        total_limit: how many whole checkpoints to keep, this one included; the lowest steps go first. None keeps all.
 
     Raises:
         CheckpointError: the checkpoint cannot be written (disk full, read-only); older checkpoints are not changed.
@@ -110,7 +109,7 @@ def _beside(final: Path, kind: str) -> Path:
     return final.with_name(f".{kind}-{final.name}-{uuid.uuid4().hex[:8]}")
 
 
-def _write_tensors(path: Path, named: dict[str, Tensor]) -> None:
+def _write_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
     # safetensors refuses tensors that share memory, such as tied weights, so these are cloned and stored twice.
     seen, separate = set(), {}
     for name, tensor in named.items():

@@ -16,6 +16,7 @@ from torch import nn
 from training.models.lora import adapter_disabled
 from training.options.derived import make_student_scheduler
 from training.run.run import Run
+from training.sharding.networks import is_sharded, reshard
 
 logger = logging.getLogger(__name__)
 
@@ -27,17 +28,24 @@ GAP, FONT_SIZE = 4, 11
 
 @contextmanager
 def averaged(student: nn.Module, ema: EMAModel | None) -> Iterator[nn.Module]:
-    """Context manager that puts `student` in eval mode with the weights of `ema`, if any, and then restores it."""
+    """`student` in eval mode with the weights of its average `ema`, if there is one; restored afterwards.
+
+    A sharded student is to be averaged and used by all processes together.
+    """
+    reshard(student)
     training, trainable = student.training, [p for p in student.parameters() if p.requires_grad]
     student.eval()
     if ema is not None:
+        ema.foreach = not is_sharded(student)  # torch does not copy lists of sharded tensors
         ema.store(trainable)
         ema.copy_to(trainable)
     try:
         yield student
     finally:
+        reshard(student)
         if ema is not None:
             ema.restore(trainable)
+            ema.foreach = True
         student.train(training)
 
 
@@ -61,7 +69,8 @@ class Validator:
     def validate(self) -> None:
         """Write a grid for this iteration to `validation/step-N.png` in `--output_dir` and to the trackers."""
         run = self.run
-        if self.prompts and run.accelerator.is_main_process:
+        # All processes draw with a sharded student, which none of them could run alone; the main one keeps the images.
+        if self.prompts and (run.accelerator.is_main_process or is_sharded(run.players.student)):
             device, on_cpu = run.accelerator.device, run.options.hardware.cache_dir_latents is not None
             for family in {run.family, run.teacher_family}:
                 family.move_text_encoders(device)
@@ -72,10 +81,11 @@ class Validator:
                 rows = {
                     f"{steps} step{'s' * (steps > 1)}": self._draw(pipeline, steps, 0.0) for steps in VALIDATION_STEPS
                 }
-            path = save_grid(run, make_grid(self.teacher_rows | rows, self.prompts))
+            if run.accelerator.is_main_process:
+                path = save_grid(run, make_grid(self.teacher_rows | rows, self.prompts))
+                logger.info("Samples at iteration %d: %s", run.state.step, path)
             for family in {run.family, run.teacher_family} if on_cpu else ():
                 family.move_text_encoders(torch.device("cpu"))
-            logger.info("Samples at iteration %d: %s", run.state.step, path)
         run.accelerator.wait_for_everyone()
 
     def _draw_teacher(self) -> dict[str, list[Image.Image]]:

@@ -8,13 +8,14 @@ import diffusers
 import torch
 import torch.distributed
 import transformers
-from accelerate import Accelerator, DistributedType
-from accelerate.utils import ProjectConfiguration
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import ProjectConfiguration, parse_flag_from_env, patch_environment
 
 from training.errors import OptionError
 from training.options.derived import precision
 from training.options.method import NONE
 from training.options.options import Options
+from training.sharding.plan import HIDDEN, check_launch, hide_fsdp_from_loading
 
 
 def make_accelerator(options: Options) -> Accelerator:
@@ -25,16 +26,23 @@ def make_accelerator(options: Options) -> Accelerator:
     """
     report_to = None if options.output.report_to == NONE else options.output.report_to
     logging_dir = Path(options.output.output_dir, options.output.logging_dir)
-    accelerator = Accelerator(
-        mixed_precision=precision(options),
-        log_with=report_to,
-        project_config=ProjectConfiguration(project_dir=options.output.output_dir, logging_dir=str(logging_dir)),
-    )
+    check_launch(options)
+    hide_fsdp_from_loading()
+    # Without this accelerate takes each process that a launcher starts on a CPU for the only one.
+    is_on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    PartialState(is_on_cpu)  # its choice of the backend depends on what is hidden below
+    with patch_environment(**HIDDEN):
+        accelerator = Accelerator(
+            cpu=is_on_cpu,
+            mixed_precision=precision(options),
+            log_with=report_to,
+            project_config=ProjectConfiguration(project_dir=options.output.output_dir, logging_dir=str(logging_dir)),
+        )
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
         raise OptionError(
-            f"accelerate's configuration got distributed_type {accelerator.distributed_type.value}: this script trains "
-            "two networks against each other and supports only one device or data parallelism (MULTI_GPU); change the "
-            "type with `accelerate config`"
+            f"accelerate's configuration got distributed_type {accelerator.distributed_type.value}: two networks train "
+            "against each other here, which this loop does on one device, by data parallelism (MULTI_GPU) or with "
+            "--use_fsdp --fsdp_version 2; change it with `accelerate config`"
         )
     level = logging.INFO if accelerator.is_local_main_process else logging.ERROR
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=level)

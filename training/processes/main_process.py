@@ -9,15 +9,18 @@ from accelerate.utils import broadcast_object_list
 from training.errors import UserError
 
 
-def on_main_process(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
-    """Call `call` on the main process and return its result in every process. All processes must call this function.
+def on_main_process(
+    accelerator: Accelerator, call: Callable[[], Any], elsewhere: Callable[[], Any] | None = None
+) -> Any:
+    """Call `call` on the main process alone. To be reached by every process.
 
     An error on the main process is raised in every process; otherwise the other processes would wait forever at their
     next collective.
 
     Args:
-        accelerator: accelerator of the run.
-        call: function without arguments. Its result is sent to the other processes, so it must be small and picklable.
+        accelerator: of the run.
+        call: takes nothing; what it returns is sent to the other processes, so it must be small and picklable.
+        elsewhere: called at the other processes meanwhile, for what `call` needs of them.
 
     Returns:
         The result of `call`, in every process.
@@ -32,7 +35,9 @@ def on_main_process(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
             outcome[0] = call()
         except UserError as raised:
             error, outcome[1], outcome[2] = raised, str(raised), raised.status
-    broadcast_object_list(outcome)  # from process 0; does nothing if there is only one process
+    elif elsewhere is not None:
+        elsewhere()
+    broadcast_object_list(outcome)  # from process 0; nothing happens where it is the only one
     if error is not None:
         raise error
     if outcome[1] is not None:

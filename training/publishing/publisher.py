@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import nn
 
 from training.checkpoints.folder_lock import lock_folder_of_run
-from training.monitoring.validation import averaged
 from training.options import Options
 from training.options.derived import make_student_scheduler, uses_latent_discriminator
 from training.processes.main_process import on_main_process
@@ -17,6 +17,7 @@ from training.publishing.hub.push import check_push, push_published
 from training.publishing.output import write_output
 from training.publishing.output_folder import check_output_folder
 from training.publishing.single_file.export import check_export_file, export_single_file
+from training.publishing.whole_student import whole_student
 from training.run.run import Run
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,8 @@ class Publisher:
         if run.options.hub.push_every_checkpoint and run.accelerator.is_main_process:
             self.pusher = CheckpointPusher(run.options)
 
-    def write(self, folder: Path) -> None:
-        """Write the published layout of the current student. Only the main process should call this method.
+    def write(self, folder: Path, student: nn.Module) -> None:
+        """Write the published layout of `student`, from `whole_student`. Only the main process should call this method.
 
         Raises:
             PublishError: the layout cannot be written; an older student in `folder` is not changed.
@@ -76,13 +77,14 @@ class Publisher:
         if run.state.changed:
             facts["changed on resume"] = "; ".join(run.state.changed)
         scheduler = make_student_scheduler(run.options, run.family.scheduler)
-        with averaged(run.players.student, run.players.ema) as student:
-            write_output(run.options, folder, run.family, student, scheduler, facts)
+        write_output(run.options, folder, run.family, student, scheduler, facts)
 
     def push_checkpoint(self) -> None:
         """Queue the student of a checkpoint for the branch `checkpoints`, with `--push_every_checkpoint`."""
-        if self.pusher is not None:
-            self.pusher.push(self.write, self.run.state.step)
+        if self.run.options.hub.push_every_checkpoint:
+            with whole_student(self.run) as student:
+                if self.pusher is not None:
+                    self.pusher.push(lambda folder: self.write(folder, student), self.run.state.step)
         self.run.accelerator.wait_for_everyone()
 
     def publish(self) -> None:
@@ -91,11 +93,12 @@ class Publisher:
         Raises:
             PublishError: one of these failed; raised in every process.
         """
-        on_main_process(self.run.accelerator, self._publish)
+        with whole_student(self.run) as student:
+            on_main_process(self.run.accelerator, lambda: self._publish(student))
 
-    def _publish(self) -> None:
+    def _publish(self, student: nn.Module) -> None:
         options, folder = self.run.options, Path(self.run.options.output.output_dir)
-        self.write(folder)
+        self.write(folder, student)
         logger.info("Saved the student to %s", folder.resolve())
         if options.output.export_single_file is not None:
             export_single_file(folder, options.output.export_single_file)

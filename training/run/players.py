@@ -1,5 +1,6 @@
 """Student and discriminator with their losses, optimizers and moving average."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,6 +17,10 @@ from training.models.networks import Networks
 from training.optimization import Updater, discriminator_optimizer, learning_rate_schedule, student_optimizer
 from training.options import Options
 from training.options.derived import effective_batch_size
+from training.sharding.networks import shard_unet
+from training.sharding.plan import plan_sharding
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -59,6 +64,11 @@ def make_players(
         schedules: noise schedules of student and teacher.
         total_steps: number of iterations of the run, for the learning rate schedules.
     """
+    sharding = plan_sharding(accelerator)
+    if sharding is not None:  # before anything refers to the parameters, which are replaced by their shards
+        logger.info("Sharding: %s", sharding.describe())
+        for unet in {networks.student, networks.teacher} - {None}:
+            shard_unet(unet, sharding, trains=unet is networks.student)
     trainable = [p for p in networks.student.parameters() if p.requires_grad]
     scale = effective_batch_size(options, accelerator.num_processes) if options.optimization.scale_lr else 1
 
@@ -74,7 +84,7 @@ def make_players(
     ema = make_ema(trainable, options.optimization.ema_decay) if options.optimization.use_ema else None
     # Networks are wrapped last. DistributedDataParallel refuses to wrap a network after its optimizer has taken a step,
     # and torch.compile has to come before both.
-    student = accelerator.prepare_model(networks.student)
+    student = networks.student if sharding is not None else accelerator.prepare_model(networks.student)
     losses = make_losses(options, networks, student, discriminator, schedules, accelerator)
     heads = None if discriminator is None else discriminator.heads
     return Players(

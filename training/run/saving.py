@@ -7,6 +7,7 @@ from training.checkpoints.store import save_checkpoint
 from training.processes.main_process import on_main_process
 from training.run.run import Run
 from training.run.state import pack_run
+from training.sharding.networks import is_sharded
 
 
 def save(run: Run) -> None:
@@ -17,11 +18,19 @@ def save(run: Run) -> None:
     """
     output = run.options.output
 
-    def write() -> None:
-        tensors, state = pack_run(run.players, run.state, run.arguments, run.accelerator)
-        save_checkpoint(output.output_dir, run.state.step, tensors, state, output.checkpoints_total_limit)
+    tensors, state = pack_run(run.players, run.state, run.arguments, run.accelerator)
 
-    on_main_process(run.accelerator, write)
+    def write() -> None:
+        try:
+            save_checkpoint(output.output_dir, run.state.step, tensors, state, output.checkpoints_total_limit)
+        finally:
+            make_rest()  # after an error the other processes still wait with their shards
+
+    def make_rest() -> None:
+        if is_sharded(run.players.student):
+            tensors.make_rest()
+
+    on_main_process(run.accelerator, write, elsewhere=make_rest)
 
 
 def tracker_config(arguments: Mapping[str, Any]) -> dict[str, int | float | str]:

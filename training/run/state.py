@@ -1,6 +1,6 @@
 """The state of a run: its counters, and conversion of the whole state to and from a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,11 +8,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from training.checkpoints.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from training.checkpoints.groups import Groups
+from training.checkpoints.optimizer_state import copy_optimizer_tensors, describe_optimizer, load_optimizer_tensors
 from training.checkpoints.store import Checkpoint
 from training.run.players import Players
-
-Groups = dict[str, dict[str, Tensor]]
+from training.sharding.tensors import copy_, gather
 
 
 @dataclass
@@ -54,30 +54,43 @@ def pack_run(
     Random states are not needed, because every random number of an iteration is a function of the seed and of a
     sample's position in the stream.
 
+    The groups of a sharded run are made by all processes together and are whole at the main one, in its main memory;
+    elsewhere their tensors are empty.
+
     Args:
         arguments: flags and facts by name, from `training.run.resume.run_arguments`.
     """
     trainable = players.trainable()
-    tensors: Groups = {"student": {name: p.detach() for name, p in trainable.items()}}
+
+    def whole(tensor: Tensor) -> Tensor:
+        return gather(tensor, accelerator.is_main_process)
+
+    def named(tensors: Iterable[Tensor]) -> Callable[[], dict[str, Tensor]]:
+        return lambda: {name: whole(tensor.detach()) for name, tensor in zip(trainable, tensors)}
+
+    def state_of(optimizer: torch.optim.Optimizer) -> Callable[[], dict[str, Tensor]]:
+        return lambda: copy_optimizer_tensors(optimizer, whole)
+
+    makers: dict[str, Callable[[], dict[str, Tensor]]] = {"student": named(trainable.values())}
     packed: dict[str, Any] = {**asdict(state), "arguments": dict(arguments)}
     packed["scaler"] = None if accelerator.scaler is None else accelerator.scaler.state_dict()
     if players.heads is not None:
-        tensors["discriminator"] = players.heads.state_dict()
+        makers["discriminator"] = players.heads.state_dict
     for name, updater in players.updaters.items():
-        tensors[f"{name}_optimizer"], packed[f"{name}_optimizer"] = optimizer_tensors(updater.optimizer.optimizer)
+        makers[f"{name}_optimizer"] = state_of(updater.optimizer.optimizer)
+        packed[f"{name}_optimizer"] = describe_optimizer(updater.optimizer.optimizer)
         packed[f"{name}_schedule"] = updater.schedule.state_dict()
     if players.ema is not None:
-        tensors["student_ema"] = dict(zip(trainable, players.ema.shadow_params))
+        makers["student_ema"] = named(players.ema.shadow_params)
         packed["ema_step"] = players.ema.optimization_step
-    return tensors, packed
+    return Groups(makers), packed
 
 
 def unpack_run(checkpoint: Checkpoint, players: Players, accelerator: Accelerator) -> RunState:
     """Load a verified checkpoint of a run with the same options into `players`, and return its counters."""
     tensors, saved = checkpoint.tensors, checkpoint.state
-    with torch.no_grad():
-        for name, parameter in players.trainable().items():
-            parameter.copy_(tensors["student"][name])
+    for name, parameter in players.trainable().items():
+        copy_(parameter, tensors["student"][name])
     if players.heads is not None:
         players.heads.load_state_dict(tensors["discriminator"])
     for name, updater in players.updaters.items():
@@ -86,7 +99,7 @@ def unpack_run(checkpoint: Checkpoint, players: Players, accelerator: Accelerato
         updater.schedule.load_state_dict(saved[f"{name}_schedule"])
     if players.ema is not None:
         for name, shadow in zip(players.trainable(), players.ema.shadow_params):
-            shadow.copy_(tensors["student_ema"][name])
+            copy_(shadow, tensors["student_ema"][name])
         players.ema.optimization_step = saved["ema_step"]
     if accelerator.scaler is not None and saved["scaler"] is not None:
         accelerator.scaler.load_state_dict(saved["scaler"])
