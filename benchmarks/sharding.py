@@ -26,7 +26,8 @@ def networks_of(model: str, recipe: str, use_ema: bool) -> Networks:
     options = training_options(model, recipe, 512, 1, "world", ())
     with torch.device("meta"):
         found = make_networks(ARCHITECTURES[model], options)
-        heads = sum(p.numel() for p in make_discriminator(options).heads.parameters())
+        discriminator = make_discriminator(ARCHITECTURES[model], options, found)
+        heads = 0 if discriminator is None else sum(p.numel() for p in discriminator.heads.parameters())
     teacher = None if found.teacher is found.student else found.teacher
     return Networks(found.student, teacher, heads, HALF, use_ema)
 

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
 
 from training.errors import OptionError
-from training.options.derived import precision
+from training.options.derived import precision, uses_latent_discriminator
 from training.options.options import Options
 
 USE_FSDP, USE_DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
@@ -89,8 +89,18 @@ def check_launch(options: Options) -> None:
             "--use_8bit_adam got True: bitsandbytes cannot read sharded weights; leave it out, since sharding divides "
             "the optimizer's state by the number of processes"
         )
+    if uses_latent_discriminator(options):
+        raise OptionError(
+            "--discriminator got 'latent': its forward through the teacher ends at the deepest tap, and a sharded teacher "
+            "has to finish its forward; use --discriminator pixel, or leave --use_fsdp out"
+        )
     if precision(options) == "fp16":
         raise OptionError("--mixed_precision got 'fp16': sharded training does not scale gradients; use bf16 or no")
+
+
+def is_asked_for() -> bool:
+    """Whether accelerate's launcher or its environment variables ask for sharding."""
+    return parse_flag_from_env(USE_FSDP)
 
 
 def plan_sharding(accelerator: Accelerator) -> Sharding | None:

@@ -14,6 +14,7 @@ from training.errors import OptionError
 from training.models.families.base import Family
 from training.options.models import SD3Options
 from training.options.options import Options
+from training.sharding.plan import is_asked_for
 
 CLIPS = {"text_encoder": CLIPTextModelWithProjection, "text_encoder_2": CLIPTextModelWithProjection}
 CLIP_TOKENIZERS = {"tokenizer": CLIPTokenizer, "tokenizer_2": CLIPTokenizer}
@@ -71,7 +72,9 @@ class StableDiffusion3(Family):
         return {"max_sequence_length": self.settings.max_sequence_length} if T5 in self.text_encoders else {}
 
     def check(self, options: Options) -> None:
-        """Raises: OptionError: images whose latents cannot be cut into the transformer's patches."""
+        """Raises: OptionError: images whose latents cannot be cut into the transformer's patches, or sharding."""
+        if is_asked_for():
+            raise OptionError("--use_fsdp got True: only UNets can be sharded so far, not this transformer; leave it out")
         patch, most = self.network_config.get("patch_size", 2), self.network_config.get("pos_embed_max_size", 96)
         multiple, resolution = patch * self.factor, options.data.resolution
         if resolution % multiple or resolution > multiple * most:
