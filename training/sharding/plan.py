@@ -91,7 +91,7 @@ def check_launch(options: Options) -> None:
         )
     if uses_latent_discriminator(options):
         raise OptionError(
-            "--discriminator got 'latent': its forward through the teacher ends at the deepest tap, and a sharded teacher "
+            "--discriminator got 'latent': its forward through the teacher ends at the deepest tap, but a sharded one "
             "has to finish its forward; use --discriminator pixel, or leave --use_fsdp out"
         )
     if precision(options) == "fp16":

@@ -74,7 +74,7 @@ class StableDiffusion3(Family):
     def check(self, options: Options) -> None:
         """Raises: OptionError: images whose latents cannot be cut into the transformer's patches, or sharding."""
         if is_asked_for():
-            raise OptionError("--use_fsdp got True: only UNets can be sharded so far, not this transformer; leave it out")
+            raise OptionError("--use_fsdp got True: only UNets can be sharded, not this transformer; leave it out")
         patch, most = self.network_config.get("patch_size", 2), self.network_config.get("pos_embed_max_size", 96)
         multiple, resolution = patch * self.factor, options.data.resolution
         if resolution % multiple or resolution > multiple * most:
