@@ -7,7 +7,7 @@
 # make demo-long   the same as the demo with more iterations
 # make demo-sdxl   the same in SDXL's layout, with train_add_sdxl.py -> build/demo-sdxl/report.md
 # make demo-lora   the same as demo-sdxl, training an adapter alone -> build/demo-lora/report.md
-# make world  train the showcase's networks anew, in hours; stopped, it goes on -> build/world/packed
+# make world  train the showcase's networks, in hours, from the stages in examples/showcase/stages -> build/world/packed
 # make test-conformance   diffusers' own pipeline tests against ours; needs network
 
 PYTHON ?= python3
@@ -88,8 +88,9 @@ demo-lora: demo
 WORLD := build/world
 world: $(VENV)/.installed
 	$(IN_VENV) python -m examples.showcase.write --output_dir $(WORLD)/pictures
+	$(IN_VENV) python -m examples.showcase.stages restore --networks_dir $(WORLD)/networks
 	$(IN_VENV) python -m examples.tiny.build --train_data_dir $(WORLD)/pictures --resolution 64 \
-	  --output_dir $(WORLD)/networks
+	  --output_dir $(WORLD)/networks --accept_older_code
 	$(IN_VENV) python -m examples.showcase.measure --networks_dir $(WORLD)/networks \
 	  --pictures_dir $(WORLD)/pictures --output_dir $(WORLD)/measured
 	$(IN_VENV) python -m examples.showcase.pack --networks_dir $(WORLD)/networks --output_dir $(WORLD)/packed

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from examples.showcase import measure, pack, scenes, write
+from examples.showcase import measure, pack, scenes, stages, write
 from examples.showcase.scenes import NAMES, Scene, describe, draw_scene, draw_scene_of, is_held_out
 from tests.examples.tiny_build import run, write_folder
 
@@ -263,3 +264,38 @@ def test_unfit_networks_are_not_packed(networks, tmp_path):
     save_file({"weight": torch.tensor([1e6])}, tmp_path / "large.safetensors")
     with pytest.raises(ValueError, match="weight does not fit in half precision"):
         pack.halve(tmp_path / "large.safetensors", tmp_path / "half.safetensors")
+
+
+def test_a_build_continues_from_saved_stages(networks, tmp_path, capsys):
+    """Saved without the pictures and restored elsewhere, finished stages are used and the others built."""
+    unfinished = shutil.copytree(networks / "networks", tmp_path / "unfinished")
+    record = json.loads((unfinished / "build.json").read_text())
+    for name in ("teacher", "preview"):
+        del record["stages"][name]
+    (unfinished / "build.json").write_text(json.dumps(record))
+    saved = ["--saved_dir", str(tmp_path / "saved")]
+    stages.main(["save", "--networks_dir", str(unfinished), *saved])
+    assert not (tmp_path / "saved" / "data").exists()
+    assert "CC-BY 4.0" in (tmp_path / "saved" / "README.md").read_text()
+    stages.main(["restore", "--networks_dir", str(tmp_path / "restored"), *saved])
+    capsys.readouterr()
+    run(tmp_path / "restored", networks / "pictures")
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("autoencoder", "clip", "evaluator", "feature_network"):
+        assert any(line.startswith(f"{name}: found in") for line in lines), lines
+    assert any(line.startswith("teacher: building") for line in lines)
+    stages.main(["restore", "--networks_dir", str(tmp_path / "restored"), *saved])
+    assert "restored nothing" in capsys.readouterr().out
+
+
+def test_damaged_or_large_stages_are_not_saved(networks, tmp_path):
+    """A changed file, a size above the limit, and a folder of something else: a reason, and nothing is lost."""
+    with pytest.raises(ValueError, match=r"MB, but 0.1 MB is the limit"):
+        stages.save(networks / "networks", tmp_path / "saved", limit_mb=0.1)
+    stages.save(networks / "networks", tmp_path / "saved")
+    (tmp_path / "saved" / "clip" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="files are missing, added or damaged"):
+        stages.restore(tmp_path / "restored", tmp_path / "saved")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match=r"exists without a build\.json"):
+        stages.save(networks / "networks", tmp_path / "other")
