@@ -104,7 +104,7 @@ def test_code_in_the_text_names_what_exists(path):
 def test_every_case_of_reliability_has_a_test_that_exists():
     path = ROOT / "docs" / "reliability.md"
     text = path.read_text()
-    rows = [line for line in text.splitlines() if re.match(r"\|[ \d]+\|", line)]
+    rows = [line for line in text.splitlines() if re.match(r"\|[ \d]+\|(?! case )", line)]
     cases = [int(number) for line in rows if (number := line.split("|")[1].strip())]
     assert cases == [number for number in range(1, 46) if number not in (19, 31)]
     assert all(re.search(r"\.py\): `test_", line) for line in rows)
