@@ -63,7 +63,7 @@ def test_job_of_two_nodes_saves_and_requeues_itself_before_its_limit(sdxl_world,
     assert "FSDP2 over 1 processes, 2 copies" in text
     assert "8 = 4 x 2 processes" in text
     saved = max(int(path.name.split("-")[1]) for path in (tmp_path / "out").glob("checkpoint-*"))
-    assert f"SIGUSR1: saved checkpoint-{saved}; go on" in text
+    assert f"SIGUSR1: saved checkpoint-{saved}; resume" in text
     assert load_checkpoint(tmp_path / "out" / f"checkpoint-{saved}").state["position"] == 8 * saved
     assert (tmp_path / "scontrol.log").read_text() == f"requeue {os.getpid()}\n"
     assert not (tmp_path / f"torchrun-{os.getpid()}").exists()

@@ -6,9 +6,9 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from tests.hub.server import DROP, LOSE, OTHER, READ, WRITE
-from training.publishing import hub as publishing
 from training.publishing.folder.layout import PublishError
 from training.publishing.folder.published_folder import published_files
+from training.publishing.hub import push as publishing
 from training.publishing.hub.push import publish
 
 REPO = "user/my-student"

@@ -15,9 +15,10 @@ MAY_IMPORT = {
     "training": {"discriminator", "distillation", "pipelines"},
     "train_add": METHOD,
     "train_add_sdxl": METHOD | {"train_add"},
+    "train_add_sd3": METHOD | {"train_add"},
     "evaluation": METHOD,
     "examples": METHOD | {"evaluation"},
-    "benchmarks": METHOD | {"train_add", "train_add_sdxl", "evaluation", "examples"},
+    "benchmarks": METHOD | {"train_add", "train_add_sdxl", "train_add_sd3", "evaluation", "examples"},
     "add_diffusers": {"pipelines"},
     "docs": set(),
 }

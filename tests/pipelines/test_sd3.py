@@ -1,6 +1,7 @@
 """Students in Stable Diffusion 3's layout: the stock pipelines' images at the student's noise levels, bit for bit."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,8 @@ def repo(components, tmp_path_factory) -> Path:
 def test_published_layout_loads_every_way(repo, tmp_path, monkeypatch):
     """Stock, as `ADDPipeline`, and as remote code from its one file; T5 is absent in all of them."""
     monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    for name in [name for name in sys.modules if name.startswith("diffusers_modules")]:
+        monkeypatch.delitem(sys.modules, name)
     index = json.loads((repo / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusion3Pipeline"
     assert index["scheduler"] == ["diffusers", "FlowMapEulerDiscreteScheduler"]
@@ -197,10 +200,10 @@ def test_published_layout_loads_every_way(repo, tmp_path, monkeypatch):
 
 
 def test_classes_of_other_families_refuse_it_and_it_refuses_theirs(repo, tmp_path):
-    with pytest.raises(ValueError, match="holds a StableDiffusion3Pipeline, but ADDXLPipeline samples"):
+    with pytest.raises(ValueError, match="contains a StableDiffusion3Pipeline, but ADDXLPipeline samples"):
         ADDXLPipeline.from_pretrained(repo)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    with pytest.raises(ValueError, match="holds a StableDiffusionPipeline, but ADDSD3Pipeline samples"):
+    with pytest.raises(ValueError, match="contains a StableDiffusionPipeline, but ADDSD3Pipeline samples"):
         ADDSD3Pipeline.from_pretrained(tmp_path)
 
 

@@ -90,7 +90,7 @@ train_add.main()
     flags = ("--max_train_steps", 25, "--checkpointing_steps", 1000)
     done = start(world, tmp_path / "out", 2, *flags, script=script)
     assert done.returncode != 0
-    assert "SIGTERM: saved checkpoint-10; go on" in done.stderr
+    assert "SIGTERM: saved checkpoint-10; resume" in done.stderr
     assert "exitcode  : 143" in done.stderr
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-10"]
     assert load_checkpoint(tmp_path / "out" / "checkpoint-10").step == 10

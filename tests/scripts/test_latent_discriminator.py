@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_add
+import train_add_sd3
 import train_add_sdxl
 from pipelines import ADDPipeline
 from tests.latent import latent_flags, prepare_latent
@@ -19,6 +20,14 @@ from train_add import iteration
 from training.models.families import Family, StableDiffusion, StableDiffusionXL
 
 LORA = ("--use_lora", "--lora_rank", 2)
+
+
+@pytest.fixture
+def script(script):
+    """The scripts of UNets: the latent discriminator is for these."""
+    if script.network != "unet":
+        pytest.skip("the latent discriminator is for UNets")
+    return script
 
 
 def run_latent(script, output_dir, *extra):
@@ -134,7 +143,7 @@ def test_flags_that_only_pixels_have_are_refused_before_anything_is_loaded(capsy
         (("--discriminator_steps", 0), "--discriminator_steps got 0: give 1 or more"),
         (("--discriminator_steps", 2, "--adversarial_weight", 0), "--discriminator_steps got 2: .*without a disc"),
         (("--student_timestep_warmup_probabilities", 0, 0, 0, 1), "there is no warm-up.*warmup_steps"),
-        (("--student_timestep_warmup_steps", 1, "--student_timestep_warmup_probabilities", 1), "one for each of the 4"),
+        (("--student_timestep_warmup_steps", 1, "--student_timestep_warmup_probabilities", 1), "one probability for each of the 4"),
         (("--student_timestep_warmup_steps", 1, "--student_timestep_warmup_probabilities", 1, 1, 0, 0), "sum to 1"),
     ],
 )  # fmt: skip
@@ -144,6 +153,12 @@ def test_flags_without_effect_are_refused(capsys, extra, message):
         train_add.main([*map(str, (*flags, *extra))])
     error = capsys.readouterr().err.replace("\n", " ")
     assert re.search(message, error), error
+
+
+def test_a_teacher_without_a_unet_is_refused(sd3_world, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_add_sd3.main(latent_flags(sd3_world, tmp_path / "out"))
+    assert "has no UNet, whose features it is for; use --discriminator pixel" in capsys.readouterr().err
 
 
 def test_one_sample_per_process_is_enough_where_there_are_several(monkeypatch, capsys):

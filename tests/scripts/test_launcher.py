@@ -57,5 +57,5 @@ def test_a_run_ends_at_a_checkpoint_with_its_launcher(world, tmp_path, signum):
     (folder,) = (tmp_path / "out").glob("checkpoint-*")
     step = load_checkpoint(folder).step
     assert 3 <= step < 300
-    assert f"SIGTERM: saved checkpoint-{step}; go on" in log
+    assert f"SIGTERM: saved checkpoint-{step}; resume" in log
     assert not (tmp_path / "out" / "model_index.json").exists()

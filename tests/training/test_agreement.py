@@ -36,7 +36,7 @@ def test_equal_results_are_the_decision(other):
 
 def test_different_results_end_every_process(other):
     other("checkpoint-1")
-    with pytest.raises(DisagreementError, match=r"different things \(process 0: checkpoint-2; process 1: check"):
+    with pytest.raises(DisagreementError, match=r"different results \(process 0: checkpoint-2; process 1: check"):
         agree(ACCELERATOR, "--flag", decide)
 
 

@@ -274,7 +274,7 @@ def test_refuses_what_cannot_work(tiny, tmp_path, extra, message, capsys):
 
 @pytest.mark.parametrize(
     ("extra", "message"),
-    [((), "--recipe examples/demo/recipe.txt: is for digits"), (("--recipe", "mine"), "--prompts None: ")],
+    [((), "--recipe examples/demo/recipe.txt: it is for digits"), (("--recipe", "mine"), "--prompts None: ")],
 )
 def test_a_real_base_needs_its_own_recipe_and_prompts(tmp_path, monkeypatch, extra, message, capsys):
     monkeypatch.setattr(ablations, "read_recipe", lambda path: RECIPE)

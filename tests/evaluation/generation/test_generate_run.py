@@ -190,9 +190,9 @@ def test_the_safety_checker_goes_only_when_asked(monkeypatch, keep):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"model": "/no/such"}, r"--model /no/such: no model_index\.json"),
+        ({"model": "/no/such"}, r"--model /no/such: the folder has no model_index\.json"),
         ({"model": "{adapter}"}, "the folder only contains an adapter; give its base as --model"),
-        ({"model": "a/b", "scheduler": "DDIM"}, "--scheduler DDIM: a class"),
+        ({"model": "a/b", "scheduler": "DDIM"}, "--scheduler DDIM: give a scheduler class"),
         ({"model": "a/b", "scheduler": "NoSuchScheduler"}, "NoSuchScheduler: diffusers .* no such class"),
     ],
 )

@@ -63,7 +63,7 @@ def test_choosing_is_by_seed_and_without_repetition():
     ("name", "text", "message"),
     [
         ("p.txt", "\n \n", "no prompt"),
-        ("p.csv", "a", "not '.csv'"),
+        ("p.csv", "a", "give a file that ends in .txt"),
         ("p.json", "[1]", "layout"),
         ("p.jsonl", '{"caption": "a"}', "'text'"),
         ("p.tsv", "prompt\na\n", "'Prompt'"),

@@ -91,5 +91,5 @@ def test_too_few_images_are_refused_beforehand():
     check_metrics(["prdc"], 7, 7)
     with pytest.raises(EvaluationError, match="--metrics prdc"):
         check_metrics(["prdc"], 6, 100)
-    with pytest.raises(EvaluationError, match="2 images"):
+    with pytest.raises(EvaluationError, match="2 generated and 2 real images"):
         check_metrics(["fid"], 1, 100)

@@ -77,7 +77,7 @@ def test_used_folder_is_refused_unless_it_is_resumed(tmp_path):
     check_output_folder(tmp_path / "new", str(other))
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "add_run.json").write_text("{}")
-    with pytest.raises(OptionError, match=r"left add_run\.json there"):
+    with pytest.raises(OptionError, match=r"contains add_run\.json from an earlier run"):
         check_output_folder(tmp_path / "student")
 
 

@@ -132,7 +132,7 @@ def test_measured_figures_come_with_their_command(arguments, folder):
     assert "| steps | FID | CLIP |\n| --- | --- | --- |\n| 1 | 20.6 | - |\n| 4 | 19.0 | 0.32 |" in text
     assert "```\npython -m evaluation x\n```" in text
     (folder / "measured.json").write_text('{"figures": []}')
-    with pytest.raises(PublishError, match=r"measured.json cannot be read \(KeyError: 'command'\)\. It holds"):
+    with pytest.raises(PublishError, match=r"measured.json cannot be read \(KeyError: 'command'\)\. It must contain"):
         make_card(folder, "me/fox")
 
 
