@@ -143,7 +143,7 @@ def test_flags_that_only_pixels_have_are_refused_before_anything_is_loaded(capsy
         (("--discriminator_steps", 0), "--discriminator_steps got 0: give 1 or more"),
         (("--discriminator_steps", 2, "--adversarial_weight", 0), "--discriminator_steps got 2: .*without a disc"),
         (("--student_timestep_warmup_probabilities", 0, 0, 0, 1), "there is no warm-up.*warmup_steps"),
-        (("--student_timestep_warmup_steps", 1, "--student_timestep_warmup_probabilities", 1), "one prob.* for each of the 4"),
+        (("--student_timestep_warmup_steps", 1, "--student_timestep_warmup_probabilities", 1), "one prob.* of the 4"),
         (("--student_timestep_warmup_steps", 1, "--student_timestep_warmup_probabilities", 1, 1, 0, 0), "sum to 1"),
     ],
 )  # fmt: skip
