@@ -4,7 +4,7 @@ Built under `torch.device("meta")` they cost no memory and still count; on a rea
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -31,7 +31,7 @@ class Architecture:
     unet: dict[str, Any]
     text_encoders: tuple[dict[str, Any], ...]
     scaling_factor: float = 0.18215
-    prediction_type: str = "epsilon"
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
 
     def make_unet(self) -> UNet2DConditionModel:
         """The UNet."""
@@ -46,7 +46,7 @@ class Architecture:
         """Stable Diffusion's autoencoder, 8 pixels a latent; SDXL's has the same shape."""
         return AutoencoderKL(**VAE, scaling_factor=self.scaling_factor)
 
-    def make_text_encoders(self, **special_tokens: int) -> list[CLIPTextModel | CLIPTextModelWithProjection]:
+    def make_text_encoders(self, **special_tokens: Any) -> list[CLIPTextModel | CLIPTextModelWithProjection]:
         """The text encoders; of two, the second projects."""
         kinds = (CLIPTextModel, CLIPTextModelWithProjection)
         return [kind(CLIPTextConfig(**c, **special_tokens)) for kind, c in zip(kinds, self.text_encoders)]
@@ -121,12 +121,12 @@ ARCHITECTURES = {
 }
 
 
-def make_dinov2(config: dict[str, int]) -> Dinov2Model:
+def make_dinov2(config: dict[str, Any]) -> Dinov2Model:
     """A DINOv2 with patches of 14 pixels, trained at 518."""
     return Dinov2Model(Dinov2Config(**config, patch_size=14, image_size=518, mlp_ratio=4))
 
 
-def make_openclip_g(**special_tokens: int) -> CLIPTextModelWithProjection:
+def make_openclip_g(**special_tokens: Any) -> CLIPTextModelWithProjection:
     """CLIP ViT-g-14's text encoder, that of c_text."""
     return CLIPTextModelWithProjection(CLIPTextConfig(**OPENCLIP_G, **special_tokens))
 

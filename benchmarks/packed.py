@@ -1,8 +1,11 @@
 """Stand-ins for bitsandbytes' quantized layers, which can't be without contents: what they store and what they do."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 BLOCK = 64  # 4-bit weights that share a scale
 
 
@@ -37,7 +40,7 @@ class PackedLinear(nn.Linear):
         return out if self.bias is None else out + self.bias
 
 
-def pack_linears(network: nn.Module, bits: int) -> nn.Module:
+def pack_linears(network: Network, bits: int) -> Network:
     """`training.models.quantization.quantize_linears` for networks without contents. In place."""
     for name, child in network.named_children():
         if isinstance(child, nn.Linear):

@@ -1,5 +1,7 @@
 """What the discriminator is told about a sample: embeddings of its caption and of its real image (ADD, section 3.2)."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,7 +35,7 @@ class TextCondition(FrozenModule):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.dim = model.config.projection_dim
+        self.dim = cast(int, model.config.projection_dim)
 
     @classmethod
     def from_pretrained(
@@ -78,6 +80,9 @@ class ImageCondition(FrozenModule):
         input_size: side that images are resized to, in pixels.
     """
 
+    mean: Tensor  # buffers, (3,)
+    std: Tensor
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -86,7 +91,7 @@ class ImageCondition(FrozenModule):
     ):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.dim = model.config.hidden_size
+        self.dim: int = model.config.hidden_size
         self.input_size = resolve_input_size(model.config, None)
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)

@@ -70,6 +70,19 @@ class StudentSample:
     fake: tuple[Tensor, ...] | None
     real: tuple[Tensor, ...] | None
 
+    @property
+    def pixels(self) -> Tensor:
+        """`x`, for a loss that needs it."""
+        assert self.x is not None
+        return self.x
+
+    @property
+    def features(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """`real` and `fake`, for a loss that needs them."""
+        assert self.real is not None
+        assert self.fake is not None
+        return self.real, self.fake
+
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
@@ -116,7 +129,7 @@ class Losses:
     r1_gamma: float = 1e-5
     reconstruct_real: bool = False
     student_timesteps: Sequence[int] = ()
-    autocast: Callable[[], AbstractContextManager] = nullcontext
+    autocast: Callable[..., AbstractContextManager[None]] = nullcontext
 
     def sample(self, batch: Batch) -> StudentSample:
         """x^_theta(x_s, s) for one forward of the student and one decoding, shared by the D and the G step."""
@@ -129,7 +142,7 @@ class Losses:
             self.teacher is not None and self.distillation_space == "pixel"
         )
         x = self.latents.decode(z, batch.decode_window) if needs_pixels else None
-        if self.discriminator is None:
+        if self.discriminator is None or x is None:
             return StudentSample(z, x, None, None)
         with torch.no_grad():
             real = self.features(self.real_images(batch, z0), noise.augment_real, batch)
@@ -147,14 +160,18 @@ class Losses:
 
     def features(self, images: Tensor, augment: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         """F_k(images) of K taps, each `(B, C, N)` float32."""
+        assert self.discriminator is not None
         with self.autocast():
             return tuple(f.float() for f in self.discriminator.features(images, augment, batch.discriminator_crop))
 
     def discriminator_losses(self, batch: Batch, sample: StudentSample) -> dict[str, Tensor]:
         """Eq. 3: hinge on the real images against the detached sample, plus gamma R1. `total` is to be minimized."""
+        assert self.discriminator is not None
+        assert self.heads is not None
+        real, fake = sample.features
         # Leaves, so that R1's gradient ends at the heads' inputs and F needs no double backward.
-        real = tuple(f.detach().requires_grad_(self.r1_gamma > 0) for f in sample.real)
-        fake = tuple(f.detach() for f in sample.fake)
+        real = tuple(f.detach().requires_grad_(self.r1_gamma > 0) for f in real)
+        fake = tuple(f.detach() for f in fake)
         logits_real, logits_fake = self.discriminator.logits(self.heads, real, fake, batch.c)
         hinge = hinge_discriminator_loss(logits_real, logits_fake)
         r1 = self.r1_gamma * (r1_penalties(logits_real, real) if self.r1_gamma > 0 else hinge.new_zeros(len(real)))
@@ -176,7 +193,7 @@ class Losses:
         total, losses = sample.z.new_zeros(()), {}
         if self.discriminator is not None:
             with frozen(self.discriminator.heads) as heads:
-                logits = self.discriminator.logits_of_fake(heads, sample.real, sample.fake, batch.c)
+                logits = self.discriminator.logits_of_fake(heads, *sample.features, batch.c)
                 losses["loss/adversarial"] = hinge_generator_loss(logits)
             total = total + self.adversarial_weight * losses["loss/adversarial"]
         if self.teacher is not None:
@@ -207,16 +224,18 @@ class Losses:
             "adversarial": self.adversarial_weight * losses["loss/adversarial"],
             "distillation": self.distillation_weight * losses["loss/distillation"],
         }
-        at = sample.x if self.distillation_space == "pixel" else sample.z
+        at = sample.pixels if self.distillation_space == "pixel" else sample.z
         norms = gradient_norms(weighted, at, scale)
         norms["ratio"] = norms["adversarial"] / norms["distillation"]
         return {f"gradient_at_sample/{name}": norm for name, norm in norms.items()}
 
     def distillation(self, batch: Batch, sample: StudentSample) -> Tensor:
         """Eq. 4, before lambda. A teacher in another latent space sees the student's pixels through its own encoder."""
+        assert self.teacher is not None
+        assert batch.teacher_conditions is not None
         t, eps = batch.noise.t, batch.noise.eps_teacher
         make_target = self.teacher.nfsd_target if self.distillation_weighting == "nfsd" else self.teacher.target
-        z = sample.z if self.teacher_latents is None else self.teacher_latents.moments(sample.x)[0]
+        z = sample.z if self.teacher_latents is None else self.teacher_latents.moments(sample.pixels)[0]
         with self.autocast():
             target = make_target(z, eps, t, batch.teacher_conditions)
         weight = distillation_weight(self.teacher.schedule, t, self.distillation_weighting)
@@ -224,4 +243,4 @@ class Losses:
             return distillation_loss(sample.z, target, weight)
         with torch.no_grad():
             target = (self.teacher_latents or self.latents).decode(target, batch.decode_window)
-        return distillation_loss(sample.x, target, weight)
+        return distillation_loss(sample.pixels, target, weight)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,12 +18,12 @@ NFSD_TIMESTEP = 200  # below it the empty prompt's prediction is taken as the do
 
 
 def concatenate(*conditions: Condition) -> Condition:
-    """Join conditions along the batch, so that several predictions of the teacher cost one forward."""
+    """Join conditions of the same keys along the batch, so that several predictions of the teacher cost one forward."""
     first = conditions[0]
     return {
-        key: concatenate(*(c[key] for c in conditions))
+        key: concatenate(*(cast(Condition, c[key]) for c in conditions))
         if isinstance(value, Mapping)
-        else torch.cat([c[key] for c in conditions])
+        else torch.cat([cast(Tensor, c[key]) for c in conditions])
         for key, value in first.items()
     }
 
@@ -60,6 +61,7 @@ class Teacher:
         """The network's raw prediction at (x_t, t), guided. `(B, C, H, W)` float32."""
         if self.guidance_scale == 1.0:
             return self.unet(x_t, t, **conditions.caption).sample.float()
+        assert conditions.unconditional is not None
         both = concatenate(conditions.caption, conditions.unconditional)
         caption, unconditional = self.unet(x_t.repeat(2, 1, 1, 1), t.repeat(2), **both).sample.float().chunk(2)
         return unconditional + self.guidance_scale * (caption - unconditional)
@@ -94,6 +96,8 @@ class Teacher:
         The three predictions run as one batch. Arguments and result as `target`.
         """
         x_t = self.schedule.diffuse(x_hat.detach(), eps, t)
+        assert conditions.unconditional is not None
+        assert conditions.negative is not None
         three = concatenate(conditions.caption, conditions.unconditional, conditions.negative)
         x_ttt, ttt = x_t.repeat(3, 1, 1, 1), t.repeat(3)
         eps_y, eps_empty, eps_negative = self.schedule.eps(self.unet(x_ttt, ttt, **three).sample, x_ttt, ttt).chunk(3)

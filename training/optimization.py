@@ -1,6 +1,7 @@
 """One network's side of the two-player game: optimizer, learning rate, clip, and the guard against non-finite steps."""
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -108,7 +109,7 @@ class Updater:
         """
         # 0 for a finite loss and NaN for any other: added to one gradient it reaches the norm, fp16's scaler, and,
         # being reduced first, every process.
-        poison = self.accelerator.reduce(loss.detach(), "mean") * 0
+        poison = cast(Tensor, self.accelerator.reduce(loss.detach(), "mean")) * 0
         with_gradient = next(p for p in self.parameters if p.grad is not None)
         with_gradient.grad.view(-1)[:1].add_(poison.to(with_gradient.grad.dtype))
         self.accelerator.unscale_gradients(self.optimizer)
@@ -140,7 +141,8 @@ class Updater:
         self.longest_overflow = torch.maximum(
             self.overflows_in_a_row, torch.as_tensor(self.longest_overflow, device=overflowed.device)
         )
-        self.figures |= {"overflowed": overflowed, "scale": scaler._scale.detach().clone()}
+        scale = cast(Tensor, scaler._scale)  # None only before the first loss was scaled
+        self.figures |= {"overflowed": overflowed, "scale": scale.detach().clone()}
         self.updates += 1
         if self.updates % CHECK_SCALE_EVERY == 0:
             self._check_scale(scaler.get_scale(), int(self.longest_overflow))

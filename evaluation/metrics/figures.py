@@ -5,6 +5,7 @@ The evaluator looks at every image once, then each figure is a pure function of 
 
 import contextlib
 import io
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,15 @@ from transformers import (
 )
 
 
+class _Pooled(Protocol):
+    pooler_output: Tensor
+
+
+def pooled(output: object) -> Tensor:
+    """The pooled embedding of an output of transformers, whose annotations allow a tuple or None as well."""
+    return cast(_Pooled, output).pooler_output
+
+
 class Evaluator(nn.Module):
     """A frozen image classifier in DINOv2's or ResNet's layout: its logits judge the caption, its class token, or the
     mean of its last stage over the image, is the feature.
@@ -26,6 +36,9 @@ class Evaluator(nn.Module):
         image_mean: per channel, for images in [0, 1].
         image_std: per channel, for images in [0, 1].
     """
+
+    image_mean: Tensor  # buffers, (1, 3, 1, 1)
+    image_std: Tensor
 
     def __init__(
         self,
@@ -44,10 +57,15 @@ class Evaluator(nn.Module):
         processor = AutoImageProcessor.from_pretrained(path)
         return cls(AutoModelForImageClassification.from_pretrained(path), processor.image_mean, processor.image_std)
 
+    @property
+    def label_ids(self) -> dict[str, int]:
+        """The index of each label among the logits."""
+        return cast(dict[str, int], self.model.config.label2id)
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """See images `(B, 3, H, W)` in [0, 1], of any size. Returns features `(B, D)` and logits `(B, K)`."""
-        size = self.model.config.image_size
+        size = cast(int, self.model.config.image_size)  # ours are square
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
         outputs = self.model((images - self.image_mean) / self.image_std, output_hidden_states=True)
@@ -77,7 +95,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance  # here, since only the evaluation's extras have it
 
     identity = nn.Identity()  # the features are made already; torchmetrics asks for a network to make them
-    identity.num_features = real.shape[1]
+    identity.num_features = cast(Any, real.shape[1])  # torch annotates what a module is given as tensors
     metric = FrechetInceptionDistance(feature=identity, normalize=True).to(real.device)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)

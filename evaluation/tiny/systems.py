@@ -24,8 +24,8 @@ class System:
 
     @property
     def network_calls(self) -> int:
-        """UNet evaluations for an image: guidance takes two a step."""
-        return self.steps * (2 if self.guided else 1)
+        """UNet evaluations for an image: guidance takes two a step, and a real image none."""
+        return (self.steps or 0) * (2 if self.guided else 1)
 
     def __str__(self) -> str:
         """E.g. `teacher, 25 steps, guidance 2`."""

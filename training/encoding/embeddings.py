@@ -13,25 +13,28 @@ from training.models.families import Family
 
 
 class Embeddings(Protocol):
-    """Everything of a batch that the trained networks do not change.
+    """Everything of a batch that the trained networks do not change."""
 
-    Attributes:
-        condition_dim: D of c = [c_text, c_img], 0 where both are off.
-    """
-
-    condition_dim: int
+    @property
+    def condition_dim(self) -> int:
+        """D of c = [c_text, c_img], 0 where both are off."""
+        ...
 
     def latents(self, x0: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation `(B, C, h, w)` of the latents of images `x0` with sample ids `ids (B,)`."""
+        ...
 
     def captions(self, family: Family, captions: Sequence[str]) -> dict[str, Tensor]:
         """What `family.embed` makes of B captions."""
+        ...
 
     def c_text(self, captions: Sequence[str]) -> Tensor | None:
         """`(B, D)` unit vectors, or None where that condition is off."""
+        ...
 
     def c_img(self, x0: Tensor, ids: Tensor) -> Tensor | None:
         """`(B, D)` unit vectors, or None where that condition is off."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -12,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
+from pipelines import ADDPipeline, ADDXLPipeline
 from training.options.models import LoraOptions
 
 # Every linear map and convolution of the UNet that LCM-LoRA adapts too: sampling in one step changes more of the
@@ -32,7 +34,7 @@ def add_lora(unet: UNet2DConditionModel, lora: LoraOptions) -> None:
     unet.add_adapter(
         LoraConfig(
             r=lora.lora_rank,
-            lora_alpha=lora.lora_alpha or lora.lora_rank,
+            lora_alpha=cast(int, lora.lora_alpha or lora.lora_rank),  # peft only divides it by the rank
             lora_dropout=lora.lora_dropout,
             init_lora_weights=True,
             target_modules=list(lora.lora_target_modules or DEFAULT_TARGET_MODULES),
@@ -43,7 +45,7 @@ def add_lora(unet: UNet2DConditionModel, lora: LoraOptions) -> None:
         # Autocast casts what the adapter multiplies. peft would cast its input up to float32 first, and keep a copy.
         for module in unet.modules():
             if isinstance(module, BaseTunerLayer):
-                module.cast_input_dtype_enabled = False
+                cast(Any, module).cast_input_dtype_enabled = False
 
 
 @contextmanager
@@ -73,12 +75,15 @@ def without_adapter(unet: UNet2DConditionModel) -> Callable:
     return call
 
 
-def save_lora(unet: nn.Module, pipeline_class: type[DiffusionPipeline], output_dir: str | Path) -> None:
+def save_lora(
+    unet: UNet2DConditionModel, pipeline_class: type[ADDPipeline | ADDXLPipeline], output_dir: str | Path
+) -> None:
     """Write `pytorch_lora_weights.safetensors`, rank and alpha in its metadata, as stock pipelines load it."""
     config = unet.peft_config["default"].to_dict()
+    layers: dict[str, nn.Module | torch.Tensor] = {**get_peft_model_state_dict(unet)}
     pipeline_class.save_lora_weights(
         output_dir,
-        unet_lora_layers=get_peft_model_state_dict(unet),
+        unet_lora_layers=layers,
         unet_lora_adapter_metadata=config,
     )
 

@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 
 from discriminator import Discriminator, FeatureNetwork, ImageCondition, TextCondition
-from discriminator.pretrained import load_frozen
+from discriminator.pretrained import load_frozen, move
 from distillation.latents import LatentSpace
 from distillation.losses import Losses
 from distillation.schedule import NoiseSchedule
@@ -135,7 +136,7 @@ def _load_student(options: Options, family: Family, dtype: torch.dtype, device: 
         base = _load_frozen(family, options.hardware.teacher_precision, dtype, device)
         if options.hardware.teacher_precision in QUANTIZED:
             keep_norms_in_float32(base)
-        prepare_output_layers(base, options, family.scheduler.config.prediction_type)
+        prepare_output_layers(base, options, family.scheduler.config["prediction_type"])
         try:
             add_lora(base, options.lora)
         except ValueError as error:
@@ -143,8 +144,9 @@ def _load_student(options: Options, family: Family, dtype: torch.dtype, device: 
         return base.train()
     unet = family.load_unet(torch.float32, device)
     if options.models.student_init == "random":
-        unet = UNet2DConditionModel.from_config(unet.config).to(device)
-    prepare_output_layers(unet, options, family.scheduler.config.prediction_type)
+        random = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(unet.config))
+        unet = move(random, device)
+    prepare_output_layers(unet, options, family.scheduler.config["prediction_type"])
     return unet.train().requires_grad_(True)
 
 
@@ -156,18 +158,19 @@ def _load_frozen(
         # bitsandbytes computes in half precision; bf16 has the range that fp16 lacks.
         half = dtype if dtype in HALF.values() else torch.bfloat16
         return quantize_linears(family.load_unet(half, device), int(precision[0]))
-    return family.load_unet({**HALF, "fp32": torch.float32}.get(precision, dtype), device)
+    precisions: dict[str | None, torch.dtype] = {**HALF, "fp32": torch.float32}
+    return family.load_unet(precisions.get(precision, dtype), device)
 
 
 def _in_own_precision(unet: UNet2DConditionModel) -> Callable:
     """`unet` as a callable that computes in the precision of its weights, whatever the run's is."""
 
-    def cast(condition: Condition) -> Condition:
-        return {k: cast(v) if isinstance(v, Mapping) else v.to(unet.dtype) for k, v in condition.items()}
+    def convert(condition: Condition) -> Condition:
+        return {k: convert(v) if isinstance(v, Mapping) else v.to(unet.dtype) for k, v in condition.items()}
 
     def call(x_t: torch.Tensor, t: torch.Tensor, **condition):
         with torch.autocast(x_t.device.type, enabled=False):
-            return unet(x_t.to(unet.dtype), t, **cast(condition))
+            return unet(x_t.to(unet.dtype), t, **convert(condition))
 
     return call
 

@@ -1,9 +1,13 @@
 """A frozen UNet's linear maps in 8 or 4 bits by bitsandbytes."""
 
+from typing import TypeVar
+
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def quantize_linears(network: nn.Module, bits: int) -> nn.Module:
+
+def quantize_linears(network: Network, bits: int) -> Network:
     """Replace every `nn.Linear` of a frozen `network`, in place: LLM.int8 (8) or NF4 (4). Convolutions stay.
 
     diffusers' own quantizer does the same while it loads, but refuses to work without a GPU; bitsandbytes itself has

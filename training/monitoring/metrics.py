@@ -42,7 +42,7 @@ class Metrics:
 
     def skip(self, skipped: Tensor) -> None:
         """Count an iteration whose step was skipped (1.0) or taken (0.0)."""
-        if self.skipped_total is None:
+        if self.skipped_total is None or self.skipped_in_a_row is None or self.longest_run is None:
             self.skipped_total = self.skipped_in_a_row = self.longest_run = torch.zeros_like(skipped)
         self.skipped_total = self.skipped_total + skipped
         self.skipped_in_a_row = (self.skipped_in_a_row + skipped) * skipped
@@ -51,7 +51,7 @@ class Metrics:
     def read(self) -> tuple[dict[str, float], int, int]:
         """Means since the last read, skipped steps in all, and the longest run of them. One wait for the device."""
         names = list(self.sums)
-        if self.skipped_total is None:
+        if self.skipped_total is None or self.longest_run is None:
             return {}, 0, 0
         means = [self.sums[n] / self.counts[n].clamp(min=1) for n in names]
         *values, total, longest = torch.stack([*means, self.skipped_total, self.longest_run]).tolist()

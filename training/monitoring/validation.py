@@ -6,14 +6,15 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageDraw, ImageFont
-from torch import nn
 
+from training.models.calling import call_pipeline
 from training.models.lora import adapter_disabled
 from training.options.derived import make_student_scheduler
 from training.run.run import Run
@@ -27,7 +28,7 @@ GAP, FONT_SIZE = 4, 11
 
 
 @contextmanager
-def averaged(student: nn.Module, ema: EMAModel | None) -> Iterator[nn.Module]:
+def averaged(student: UNet2DConditionModel, ema: EMAModel | None) -> Iterator[UNet2DConditionModel]:
     """`student` in eval mode with the weights of its average `ema`, if there is one; restored afterwards."""
     training, trainable = student.training, [p for p in student.parameters() if p.requires_grad]
     student.eval()
@@ -80,6 +81,7 @@ class Validator:
         if teacher is None:
             return {}
         scheduler = DPMSolverMultistepScheduler.from_config(run.teacher_family.scheduler.config)
+        scheduler = cast(DPMSolverMultistepScheduler, scheduler)
         pipeline = run.teacher_family.stock_pipeline(teacher, scheduler)
         is_shared = teacher is run.players.student
         with adapter_disabled(teacher) if is_shared else nullcontext():
@@ -91,9 +93,9 @@ class Validator:
         pipeline.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(self.run.state.seed + i) for i in range(len(self.prompts))]
         with self.run.accelerator.autocast():
-            return pipeline(
-                list(self.prompts), num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators,
-                height=self.size, width=self.size,
+            return call_pipeline(
+                pipeline, list(self.prompts), num_inference_steps=steps, guidance_scale=guidance_scale,
+                generator=generators, height=self.size, width=self.size,
             ).images  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import os
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers import DDPMScheduler
 
 from distillation.noise import NoiseSettings
 from distillation.schedule import NoiseSchedule
@@ -63,13 +63,13 @@ def total_iterations(options: Options, num_samples: int | None, num_processes: i
     return max(1, samples // effective_batch_size(options, num_processes))
 
 
-def make_student_scheduler(options: Options, scheduler: SchedulerMixin) -> DDPMScheduler:
+def make_student_scheduler(options: Options, scheduler: DDPMScheduler) -> DDPMScheduler:
     """The stock scheduler that the student is published with.
 
     Args:
         scheduler: of the model that the student started from.
     """
-    prediction_type = scheduler.config.prediction_type
+    prediction_type = scheduler.config["prediction_type"]
     return student_scheduler(
         scheduler.config,
         prediction_type,
@@ -79,7 +79,7 @@ def make_student_scheduler(options: Options, scheduler: SchedulerMixin) -> DDPMS
 
 
 def make_schedules(
-    options: Options, student_scheduler: SchedulerMixin, teacher_scheduler: SchedulerMixin
+    options: Options, student_scheduler: DDPMScheduler, teacher_scheduler: DDPMScheduler
 ) -> tuple[NoiseSchedule, NoiseSchedule]:
     """Student's and teacher's schedule. Needs the schedulers' configs alone, so it can refuse before any weight loads.
 
@@ -88,13 +88,13 @@ def make_schedules(
             schedule, or `--zero_terminal_snr terminal` for a student whose own schedule is rescaled.
     """
     config, method = student_scheduler.config, options.method
-    prediction_type, last = config.prediction_type, config.num_train_timesteps - 1
+    prediction_type, last = config["prediction_type"], config["num_train_timesteps"] - 1
     if method.student_timesteps[-1] != last:
         raise OptionError(
             f"--student_timesteps got {list(method.student_timesteps)}: the last must be {last}, where sampling starts "
             "from pure noise"
         )
-    steps = teacher_scheduler.config.num_train_timesteps
+    steps = teacher_scheduler.config["num_train_timesteps"]
     if method.teacher_timestep_range[1] > steps:
         raise OptionError(
             f"--teacher_timestep_range got {list(method.teacher_timestep_range)}: HIGH is at most {steps}"
@@ -119,19 +119,19 @@ def make_schedules(
         student_scheduler.alphas_cumprod, prediction_type, zero_terminal_snr=mode == "rescale"
     )
     teacher = NoiseSchedule.from_alphas_cumprod(
-        teacher_scheduler.alphas_cumprod, teacher_scheduler.config.prediction_type
+        teacher_scheduler.alphas_cumprod, teacher_scheduler.config["prediction_type"]
     )
     return student, teacher
 
 
-def _is_rescaled(scheduler: SchedulerMixin) -> bool:
+def _is_rescaled(scheduler: DDPMScheduler) -> bool:
     """Whether the schedule ends at zero SNR by its own config."""
     return float(scheduler.alphas_cumprod[-1]) <= 0
 
 
-def _refuse_rescaled_epsilon(flag: str, name: str, scheduler: SchedulerMixin) -> None:
+def _refuse_rescaled_epsilon(flag: str, name: str, scheduler: DDPMScheduler) -> None:
     """Raises: OptionError: the model `name` predicts epsilon, and its own schedule ends at zero SNR."""
-    if scheduler.config.prediction_type == "epsilon" and _is_rescaled(scheduler):
+    if scheduler.config["prediction_type"] == "epsilon" and _is_rescaled(scheduler):
         raise OptionError(
             f"--{flag} got {name!r}: its scheduler's config has prediction_type epsilon and rescale_betas_zero_snr, "
             "and at the last timestep x0 = (x - sigma * eps) / alpha would divide by 0; use a copy of the model with "

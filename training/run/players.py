@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from torch import nn
 
@@ -30,7 +31,7 @@ class Players:
         accelerator: runs the backward passes.
     """
 
-    student: nn.Module
+    student: UNet2DConditionModel
     heads: nn.Module | None
     losses: Losses
     updaters: dict[str, Updater]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import diffusers
 import torch
@@ -12,7 +12,8 @@ from transformers import CLIPTokenizer, PreTrainedModel
 
 from discriminator.pretrained import NO_CODE, load_frozen
 from distillation.student import Condition
-from training.models.sources import loading
+from pipelines import ADDPipeline, ADDXLPipeline
+from training.models.sources import load_config, loading
 
 
 class Family:
@@ -26,7 +27,7 @@ class Family:
         vae, unet: after `load_vae` and `load_unet`.
     """
 
-    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    pipeline_class: ClassVar[type[ADDPipeline | ADDXLPipeline]]
     stock_class: ClassVar[str]  # of model_index.json
     script: ClassVar[str]  # that trains students of this family
     text_encoders: ClassVar[dict[str, type[PreTrainedModel]]]  # subfolder: class
@@ -58,13 +59,14 @@ class Family:
         """
         self.source = (name, revision, variant, cache_dir, vae_name, vae_revision, flag)
         self.name, self.vae_name, self.vae_revision, self.flag = name, vae_name, vae_revision, flag
-        self.where = {"revision": revision, "cache_dir": cache_dir}
+        self.where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
         self.variant = variant
         with self._loading():
-            self.index = DiffusionPipeline.load_config(name, **self.where)
-            self.scheduler: SchedulerMixin = DDPMScheduler.from_pretrained(name, subfolder="scheduler", **self.where)
+            self.index = load_config(DiffusionPipeline, name, **self.where)
+            scheduler = DDPMScheduler.from_pretrained(name, subfolder="scheduler", **self.where)
+            self.scheduler = cast(DDPMScheduler, scheduler)
         with self._loading_vae():
-            self.vae_config = AutoencoderKL.load_config(**self._vae_source())
+            self.vae_config = load_config(AutoencoderKL, **self._vae_source())
 
     def unloaded(self) -> "Family":
         """The same repo without its weights."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from distillation.student import Condition
 from pipelines import ADDPipeline
@@ -21,6 +21,8 @@ class StableDiffusion(Family):
     script = "train_add.py"
     text_encoders = {"text_encoder": CLIPTextModel}  # noqa: RUF012 (declared a ClassVar by the base)
     tokenizers = ("tokenizer",)
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from distillation.student import Condition
 from pipelines import ADDXLPipeline
@@ -24,6 +24,10 @@ class StableDiffusionXL(Family):
     script = "train_add_sdxl.py"
     text_encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}  # noqa: RUF012
     tokenizers = ("tokenizer", "tokenizer_2")
+    text_encoder: CLIPTextModel
+    text_encoder_2: CLIPTextModelWithProjection
+    tokenizer: CLIPTokenizer
+    tokenizer_2: CLIPTokenizer
 
     def vae_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """`dtype`, unless that is fp16 and the autoencoder's config says that its activations overflow there.
