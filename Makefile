@@ -1,7 +1,7 @@
 # make demo   the whole method on real data, on a CPU, in about a quarter of an hour -> build/demo/report.md
 # make test   lint, documents and all tests, offline
 # make test-fast   the tests of the inner loop, in under a minute
-# make lint   style and spelling
+# make lint   style, spelling and types
 # make docs-check   every command, flag, link, path and import in the documents exists
 # make requirements   requirements.txt, from pyproject.toml
 # make demo-long   the same as the demo with more iterations
@@ -49,7 +49,7 @@ REPORT_COMMAND = python -m examples.demo.report --tiny_dir $(TINY) --student $(D
   --commands '$(BUILD_COMMAND)' '$(TRAIN_COMMAND)'
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: demo demo-long demo-sdxl demo-lora world test test-fast lint types docs-check requirements
+.PHONY: demo demo-long demo-sdxl demo-lora world test test-fast lint docs-check requirements
 .PHONY: tiny tiny-sdxl test-conformance clean
 
 # The project itself is installed as well, as a link to this folder: its commands are in .venv/bin.
@@ -99,9 +99,6 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
-
-# Not part of `lint` yet: it still finds errors, most of them about the types of diffusers and transformers.
-types: $(VENV)/.installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest

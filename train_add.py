@@ -23,8 +23,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from distillation.losses import Batch, StudentSample
 from distillation.noise import derive_seed
-from training.command import run_command
+from training.command import first_line, run_command
 from training.data.dataset import load_rows, make_dataloader, make_reader
+from training.data.sources import count_rows
 from training.encoding.batches import make_batch_maker
 from training.encoding.cache import check_cache, open_embeddings
 from training.models.discriminators import check_taps, make_discriminator
@@ -55,7 +56,7 @@ GRADIENTS_EVERY = 100  # iterations between measurements of the gradients at x^_
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv`, by default that of the process."""
-    parser = make_parser(__doc__.split("\n")[0])
+    parser = make_parser(first_line(__doc__))
     run_command(parser, argv, lambda args: train(Options.of(args), StableDiffusion))
 
 
@@ -185,7 +186,7 @@ def prepare(options: Options, family: type[Family], accelerator: Accelerator) ->
     networks = load_networks(options, student, teacher, accelerator)
     embeddings = open_embeddings(options, accelerator, rows, reader, student, teacher, networks.latents)
     discriminator = make_discriminator(options, networks, embeddings.condition_dim, accelerator)
-    total_steps = total_iterations(options, None if options.data.streaming else len(rows), accelerator.num_processes)
+    total_steps = total_iterations(options, count_rows(rows), accelerator.num_processes)
     players = make_players(options, accelerator, networks, discriminator, schedules, total_steps)
     state = RunState(seed) if checkpoint is None else unpack_run(checkpoint, players, accelerator)
     state.changed += changed

@@ -8,7 +8,7 @@ training/models/families/stable_diffusion_xl.py; this script only adds the flags
 from collections.abc import Sequence
 
 from train_add import train
-from training.command import run_command
+from training.command import first_line, run_command
 from training.models.families import StableDiffusionXL
 from training.options import Options, make_parser
 from training.options.models import SDXLOptions
@@ -16,7 +16,7 @@ from training.options.models import SDXLOptions
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv`, by default that of the process."""
-    parser = make_parser(__doc__.split("\n")[0], [SDXLOptions])
+    parser = make_parser(first_line(__doc__), [SDXLOptions])
     run_command(parser, argv, lambda args: train(Options.of(args), StableDiffusionXL))
 
 

@@ -4,7 +4,7 @@ Under `torch.device("meta")`, the networks take no memory but can be counted.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -31,7 +31,7 @@ class Architecture:
     unet: dict[str, Any]
     text_encoders: tuple[dict[str, Any], ...]
     scaling_factor: float = 0.18215
-    prediction_type: str = "epsilon"
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
 
     def make_unet(self) -> UNet2DConditionModel:
         """Make the UNet."""
@@ -46,7 +46,7 @@ class Architecture:
         """Make Stable Diffusion's autoencoder with a factor of 8; that of SDXL has the same architecture."""
         return AutoencoderKL(**VAE, scaling_factor=self.scaling_factor)
 
-    def make_text_encoders(self, **special_tokens: int) -> list[CLIPTextModel | CLIPTextModelWithProjection]:
+    def make_text_encoders(self, **special_tokens: Any) -> list[CLIPTextModel | CLIPTextModelWithProjection]:
         """Make the text encoders. If there are two, the second one has a projection."""
         kinds = (CLIPTextModel, CLIPTextModelWithProjection)
         return [kind(CLIPTextConfig(**c, **special_tokens)) for kind, c in zip(kinds, self.text_encoders)]
@@ -121,12 +121,12 @@ ARCHITECTURES = {
 }
 
 
-def make_dinov2(config: dict[str, int]) -> Dinov2Model:
+def make_dinov2(config: dict[str, Any]) -> Dinov2Model:
     """Make a DINOv2 with patches of 14 pixels and an image size of 518."""
     return Dinov2Model(Dinov2Config(**config, patch_size=14, image_size=518, mlp_ratio=4))
 
 
-def make_openclip_g(**special_tokens: int) -> CLIPTextModelWithProjection:
+def make_openclip_g(**special_tokens: Any) -> CLIPTextModelWithProjection:
     """Make the text encoder of CLIP ViT-g-14, for c_text."""
     return CLIPTextModelWithProjection(CLIPTextConfig(**OPENCLIP_G, **special_tokens))
 

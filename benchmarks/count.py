@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.architectures import ARCHITECTURES, DINOV2_L, DINOV2_S, make_dinov2, make_tiny_vae
 from benchmarks.fake import FakeRun, fake_run
 from benchmarks.meter import Meter
+from distillation.latents import decode_latents, encode_posterior
 from training.options import Options
 
 TERA, GIB = 1e12, 2**30
@@ -92,13 +93,13 @@ def count_components(resolutions: tuple[int, ...] = (512, 1024)) -> dict[str, fl
             both(name, call)
         for side in (*resolutions, 224):
             z = torch.empty(1, 4, side // 8, side // 8, requires_grad=True)
-            forward(f"VAE decode {side}", lambda z=z: vae.decode(z).sample)
-            both(f"VAE decode {side}", lambda z=z: vae.decode(z).sample)
+            forward(f"VAE decode {side}", lambda z=z: decode_latents(vae, z))
+            both(f"VAE decode {side}", lambda z=z: decode_latents(vae, z))
         for side in resolutions:
-            forward(f"VAE encode {side}", lambda side=side: vae.encode(torch.empty(1, 3, side, side)).latent_dist.mean)
+            forward(f"VAE encode {side}", lambda side=side: encode_posterior(vae, torch.empty(1, 3, side, side)).mean)
         z = torch.empty(1, 4, 64, 64, requires_grad=True)
-        forward("TAESD decode 512", lambda: tiny.decode(z).sample)
-        both("TAESD decode 512", lambda: tiny.decode(z).sample)
+        forward("TAESD decode 512", lambda: decode_latents(tiny, z))
+        both("TAESD decode 512", lambda: decode_latents(tiny, z))
         for name, config in (("DINOv2-S", DINOV2_S), ("DINOv2-L", DINOV2_L)):
             network = make_dinov2(config).requires_grad_(False)
             for side in (224, 518):

@@ -7,12 +7,14 @@ Where the memory depends on differences between CPU and CUDA, the behavior of CU
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 from unittest import mock
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from bitsandbytes.functional import create_dynamic_map
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
@@ -29,6 +31,7 @@ from benchmarks.architectures import (
 )
 from benchmarks.packed import pack_linears
 from discriminator import AUGMENT_NUMBERS, Discriminator, FeatureNetwork, ImageCondition, LatentDiscriminator
+from discriminator.pretrained import move
 from distillation.latents import LatentSpace, Window
 from distillation.losses import Batch
 from distillation.noise import SampleNoise
@@ -43,6 +46,7 @@ from training.options.derived import guiding_prompts, needs_teacher, uses_latent
 from training.options.options import Options
 from training.run.players import Players, make_players
 
+Network = TypeVar("Network", bound=nn.Module)
 CONDITION_DIM = 2048  # dimension of c: CLIP ViT-g-14 and DINOv2 ViT-L
 # Functions that autocast runs in float32 on CUDA but not on a CPU.
 IN_FLOAT32 = ("group_norm", "layer_norm", "interpolate")
@@ -170,10 +174,11 @@ def _in_float32(function: Callable) -> Callable:
 def make_networks(architecture: Architecture, options: Options) -> Networks:
     """Make networks as in `training.models.networks.load_networks`, but from configs and on the default device."""
 
-    def frozen(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-        return nn.Module.to(network, dtype).eval().requires_grad_(False)
+    def frozen(network: Network, dtype: torch.dtype) -> Network:
+        nn.Module.to(network, dtype)
+        return network.eval().requires_grad_(False)
 
-    def frozen_unet() -> nn.Module:
+    def frozen_unet() -> UNet2DConditionModel:
         precision = options.hardware.teacher_precision
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16 if precision else half(options)
         unet = frozen(architecture.make_unet(), dtype)
@@ -214,7 +219,7 @@ def make_discriminator(
         return None
     if uses_latent_discriminator(options):
         return make_latent_discriminator(options, networks, _condition_dim(architecture, options))
-    network = FeatureNetwork(make_dinov2(DINOV2_S).to(half(options)), input_size=own.discriminator_input_size or 224)
+    network = FeatureNetwork(move(make_dinov2(DINOV2_S), half(options)), input_size=own.discriminator_input_size or 224)
     return Discriminator(network, CONDITION_DIM, not own.no_diffaugment, own.discriminator_norm)
 
 

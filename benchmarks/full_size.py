@@ -21,7 +21,7 @@ import torch
 from benchmarks import runs
 from benchmarks.architectures import ARCHITECTURES, MEMORY, RECIPES
 from benchmarks.runs import AIMS, RESULTS, Run, compare, measure_all
-from training.command import command_name
+from training.command import command_name, first_line
 from training.models.families import StableDiffusion, StableDiffusionXL
 from training.options import Options
 from training.options import make_parser as make_training_parser
@@ -159,7 +159,7 @@ def _command() -> str:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line. Unknown arguments are passed to the parser of the training script."""
-    parser = argparse.ArgumentParser(prog=command_name("benchmarks.full_size"), description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog=command_name("benchmarks.full_size"), description=first_line(__doc__))
     commands = parser.add_subparsers(dest="command", required=True)
     counting = commands.add_parser("count", help="Count FLOPs, memory and parameters.")
     counting.add_argument("--models", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
@@ -203,8 +203,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.command == "run":
         print(json.dumps(run(args)))
     elif args.command == "compare":
-        pair = (Run(args.model, args.resolution, recipe, args.batch, tuple(args.more)) for recipe in args.recipes)
-        found = compare(*pair, args.rounds, args.iterations, args.warmup, args.world)
+        first, second = (
+            Run(args.model, args.resolution, recipe, args.batch, tuple(args.more)) for recipe in args.recipes
+        )
+        found = compare(first, second, args.rounds, args.iterations, args.warmup, args.world)
         path = args.results / f"{runs.file_name(found['rows'][0]['device'])}-comparisons.json"
         runs.save(path, [*runs.load(path), {"command": _command(), **found}])
         print(f"{args.recipes[1]} is {found['speed']:.2f} times as fast as {args.recipes[0]}")

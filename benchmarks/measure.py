@@ -79,19 +79,21 @@ def _reset_peak(device: torch.device) -> None:
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if not (status := PROCESS / "status").exists():
+    status = PROCESS / "status"
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if peak is None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024
+    return int(peak[1]) * 1024
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 8192, seconds: float = 1.0) -> float:
     """Measured TFLOP/s of square matrix products of size `side`, as a reference for the device."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    a @ b
+    torch.matmul(a, b)
     _wait(device)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        a @ b
+        torch.matmul(a, b)
         _wait(device)
         count += 1
     return 2 * side**3 * count / (time.perf_counter() - start) / 1e12

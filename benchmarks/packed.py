@@ -1,8 +1,11 @@
 """Replacements for the quantized layers of bitsandbytes, which do not support fake tensors."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 BLOCK = 64  # 4-bit weights that share a scale
 
 
@@ -37,7 +40,7 @@ class PackedLinear(nn.Linear):
         return out if self.bias is None else out + self.bias
 
 
-def pack_linears(network: nn.Module, bits: int) -> nn.Module:
+def pack_linears(network: Network, bits: int) -> Network:
     """Like `training.models.quantization.quantize_linears`, for networks with fake tensors. In place."""
     for name, child in network.named_children():
         if isinstance(child, nn.Linear):

@@ -18,7 +18,8 @@ from diffusers import DiffusionPipeline
 
 from benchmarks.measure import machine
 from pipelines import ADDPipeline
-from training.command import command_name
+from training.command import command_name, first_line
+from training.models.calling import call_pipeline
 
 PROMPT = "a handwritten seven"
 
@@ -70,13 +71,14 @@ def compare(stock: DiffusionPipeline, ours: DiffusionPipeline, pairs: int, warmu
 def _call(pipe: DiffusionPipeline, seed: int, call: dict) -> tuple[float, torch.Tensor]:
     """Call a pipeline. Returns the seconds, and the images on the CPU."""
     start = time.perf_counter()
-    images = pipe(generator=torch.Generator().manual_seed(seed), guidance_scale=0.0, output_type="pt", **call).images
+    generator = torch.Generator().manual_seed(seed)
+    images = call_pipeline(pipe, generator=generator, guidance_scale=0.0, output_type="pt", **call).images
     return time.perf_counter() - start, images.float().cpu()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line `argv`, by default that of the process. The last line of the output is JSON."""
-    parser = argparse.ArgumentParser(prog=command_name("benchmarks.pipeline"), description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog=command_name("benchmarks.pipeline"), description=first_line(__doc__))
     add = parser.add_argument
     add("--model", required=True, help="Hub id or folder of a student.")
     add("--prompt", default=PROMPT, help="Prompt for the images.")

@@ -1,6 +1,7 @@
 """Full-size models with random weights and images on disk, for measuring the training script."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,16 +57,15 @@ def _make_pipeline(architecture: Architecture, tokenizer) -> StableDiffusionPipe
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1, prediction_type=architecture.prediction_type,
     )  # fmt: skip
-    parts = {"vae": architecture.make_vae().half(), "unet": architecture.make_unet().half(), "scheduler": scheduler}
+    parts: dict[str, Any] = {
+        "vae": architecture.make_vae().half(), "unet": architecture.make_unet().half(), "scheduler": scheduler,
+    }  # fmt: skip
     encoders = [encoder.half() for encoder in architecture.make_text_encoders(**_special_tokens(tokenizer))]
     if architecture.layout == "sd":
-        return StableDiffusionPipeline(
-            **parts, text_encoder=encoders[0], tokenizer=tokenizer, safety_checker=None, feature_extractor=None,
-            requires_safety_checker=False,
-        )  # fmt: skip
-    return StableDiffusionXLPipeline(
-        **parts, text_encoder=encoders[0], text_encoder_2=encoders[1], tokenizer=tokenizer, tokenizer_2=tokenizer
-    )
+        parts |= {"text_encoder": encoders[0], "safety_checker": None, "feature_extractor": None}
+        return StableDiffusionPipeline(**parts, tokenizer=tokenizer, requires_safety_checker=False)
+    parts |= {"text_encoder": encoders[0], "text_encoder_2": encoders[1]}
+    return StableDiffusionXLPipeline(**parts, tokenizer=tokenizer, tokenizer_2=tokenizer)
 
 
 def _write_images(folder: Path, resolution: int) -> None:

@@ -1,5 +1,7 @@
 """The discriminator's conditions: embeddings of the caption and of the real image (ADD, section 3.2)."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,7 +35,7 @@ class TextCondition(FrozenModule):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.dim = model.config.projection_dim
+        self.dim = cast(int, model.config.projection_dim)
 
     @classmethod
     def from_pretrained(
@@ -78,6 +80,9 @@ class ImageCondition(FrozenModule):
         input_size: height and width that images are resized to, in pixels.
     """
 
+    mean: Tensor  # buffers, (3,)
+    std: Tensor
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -86,7 +91,7 @@ class ImageCondition(FrozenModule):
     ):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
-        self.dim = model.config.hidden_size
+        self.dim: int = model.config.hidden_size
         self.input_size = resolve_input_size(model.config, None)
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)

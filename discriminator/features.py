@@ -26,6 +26,9 @@ class FeatureNetwork(FrozenModule):
         tap_blocks: indices of the four tapped blocks, (2, 5, 8, 11) of 12.
     """
 
+    mean: Tensor  # buffers, (3,)
+    std: Tensor
+
     def __init__(
         self,
         backbone: PreTrainedModel,

@@ -1,18 +1,25 @@
 """Loading of frozen pretrained networks from transformers and diffusers, with a check for missing weights."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import torch
 from diffusers import ModelMixin
 from torch import nn
 from transformers import AutoConfig, CLIPTextConfig
 from transformers.utils import logging
 
-NO_CODE = {"trust_remote_code": False}  # explicit, because transformers otherwise asks at a terminal
+Model = TypeVar("Model", bound=nn.Module)
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}  # explicit, because transformers otherwise asks at a terminal
 
 
 class IncompleteModelError(ValueError):
     """The weight files do not contain all weights of the network."""
+
+
+def move(model: Model, where: torch.device | torch.dtype | str) -> Model:
+    """`model.to(where)`, which transformers and diffusers wrap so that a type checker takes it for no method."""
+    return cast(Model, cast(nn.Module, model).to(where))
 
 
 def load_frozen(model_class: type, name_or_path: str, **kwargs: Any) -> Any:
@@ -36,7 +43,7 @@ def load_frozen(model_class: type, name_or_path: str, **kwargs: Any) -> Any:
     logging.set_verbosity_error()
     try:
         own = {} if issubclass(model_class, ModelMixin) else NO_CODE
-        model, info = model_class.from_pretrained(name_or_path, output_loading_info=True, **kwargs, **own)
+        model, info = cast(Any, model_class).from_pretrained(name_or_path, output_loading_info=True, **kwargs, **own)
     finally:
         logging.set_verbosity(verbosity)
     _refuse_missing(model, info["missing_keys"], name_or_path, kwargs.get("subfolder"), kwargs.get("variant"))

@@ -1,9 +1,12 @@
 """Latent spaces: encoding with the scaling of the autoencoder, and decoding of images or of a window of them."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
 
@@ -28,6 +31,16 @@ class Window:
         return images[..., rows, columns]
 
 
+def encode_posterior(vae: AutoencoderKL, x: Tensor) -> DiagonalGaussianDistribution:
+    """The posterior of images `(B, 3, H, W)` in [-1, 1], unscaled."""
+    return cast(AutoencoderKLOutput, vae.encode(x)).latent_dist  # a tuple only where one asks for it
+
+
+def decode_latents(vae: AutoencoderKL | AutoencoderTiny, z: Tensor) -> Tensor:
+    """Images `(B, 3, H, W)` of unscaled latents, in the precision of the autoencoder."""
+    return cast(DecoderOutput, vae.decode(cast(torch.FloatTensor, z))).sample
+
+
 @dataclass(frozen=True)
 class LatentSpace:
     """Converts images `(B, 3, H, W)` in [-1, 1] to latents `(B, C, H/f, W/f)` of about unit variance, and back.
@@ -49,14 +62,14 @@ class LatentSpace:
     @property
     def factor(self) -> int:
         """The downsampling factor f, pixels per latent pixel."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @torch.no_grad()
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the posterior of `x`, scaled like latents, in float32 without gradients."""
         with torch.autocast(x.device.type, enabled=False):
-            posterior = self.vae.encode(x.to(self.vae.dtype)).latent_dist
-        scale = self.vae.config.scaling_factor
+            posterior = encode_posterior(self.vae, x.to(self.vae.dtype))
+        scale = self.vae.config["scaling_factor"]
         return (posterior.mean.float() - self._shift(self.vae)) * scale, posterior.std.float() * scale
 
     def decode(self, z: Tensor, window: Window | None = None) -> Tensor:
@@ -75,8 +88,8 @@ class LatentSpace:
     def _decode(self, z: Tensor) -> Tensor:
         decoder = self.decoder or self.vae
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float() / decoder.config.scaling_factor + self._shift(decoder)
-            return decoder.decode(z.to(decoder.dtype)).sample.float()
+            z = z.float() / decoder.config["scaling_factor"] + self._shift(decoder)
+            return decode_latents(decoder, z.to(decoder.dtype)).float()
 
     @staticmethod
     def _shift(vae: AutoencoderKL | AutoencoderTiny) -> float:
@@ -90,7 +103,7 @@ class LatentSpace:
         a, b = self.vae, other.vae
         if a is b:
             return True
-        if (a.config.scaling_factor, self._shift(a)) != (b.config.scaling_factor, self._shift(b)):
+        if (a.config["scaling_factor"], self._shift(a)) != (b.config["scaling_factor"], self._shift(b)):
             return False
         mine, theirs = _encoder_weights(a), _encoder_weights(b)
         return mine.keys() == theirs.keys() and all(

@@ -70,6 +70,19 @@ class StudentSample:
     fake: tuple[Tensor, ...] | None
     real: tuple[Tensor, ...] | None
 
+    @property
+    def pixels(self) -> Tensor:
+        """`x`, for a loss that needs it."""
+        assert self.x is not None
+        return self.x
+
+    @property
+    def features(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """`real` and `fake`, for a loss that needs them."""
+        assert self.real is not None
+        assert self.fake is not None
+        return self.real, self.fake
+
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
@@ -120,7 +133,7 @@ class Losses:
     r1_gamma: float = 1e-5
     reconstruct_real: bool = False
     student_timesteps: Sequence[int] = ()
-    autocast: Callable[[], AbstractContextManager] = nullcontext
+    autocast: Callable[..., AbstractContextManager[None]] = nullcontext
 
     def sample(self, batch: Batch) -> StudentSample:
         """x^_theta(x_s, s) for one forward of the student and at most one decoding, shared by the D and the G step."""
@@ -133,13 +146,14 @@ class Losses:
         x = self.latents.decode(z, batch.decode_window) if needs_pixels else None
         if self.discriminator is None:
             return StudentSample(z, x, None, None)
-        with torch.no_grad():
-            if self.judges_pixels:
-                real = self.features(self.real_images(batch, z0), noise.augment_real, batch)
-            else:
+        if not self.judges_pixels:
+            with torch.no_grad():
                 real = self.latent_features(z0, batch)
-        fake = self.features(x, noise.augment_fake, batch) if self.judges_pixels else self.latent_features(z, batch)
-        return StudentSample(z, x, fake, real)
+            return StudentSample(z, x, self.latent_features(z, batch), real)
+        assert x is not None
+        with torch.no_grad():
+            real = self.features(self.real_images(batch, z0), noise.augment_real, batch)
+        return StudentSample(z, x, self.features(x, noise.augment_fake, batch), real)
 
     @property
     def judges_pixels(self) -> bool:
@@ -158,6 +172,7 @@ class Losses:
 
     def features(self, images: Tensor, augment: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         """Features F_k(images) at K taps, each `(B, C, N)` float32."""
+        assert isinstance(self.discriminator, Discriminator)
         with self.autocast():
             return tuple(f.float() for f in self.discriminator.features(images, augment, batch.discriminator_crop))
 
@@ -166,6 +181,9 @@ class Losses:
 
         A real and a generated sample have the same t^ and eps^, so that they differ in their content alone.
         """
+        assert isinstance(self.discriminator, LatentDiscriminator)
+        assert self.feature_schedule is not None
+        assert batch.teacher_conditions is not None
         t, eps = batch.noise.t_hat, batch.noise.eps_hat
         z_t = self.feature_schedule.diffuse(z, eps, t)
         with self.autocast():
@@ -179,9 +197,12 @@ class Losses:
 
     def discriminator_losses(self, batch: Batch, sample: StudentSample) -> dict[str, Tensor]:
         """Eq. 3: hinge loss on real images and detached samples, plus gamma R1. `total` is the loss to minimize."""
+        assert self.discriminator is not None
+        assert self.heads is not None
+        real, fake = sample.features
         # Leaf tensors, so that the gradient of R1 ends at the inputs of the heads and F needs no double backward.
-        real = tuple(f.detach().requires_grad_(self.r1_gamma > 0) for f in sample.real)
-        fake = tuple(f.detach() for f in sample.fake)
+        real = tuple(f.detach().requires_grad_(self.r1_gamma > 0) for f in real)
+        fake = tuple(f.detach() for f in fake)
         logits_real, logits_fake = self.discriminator.logits(self.heads, real, fake, self.head_condition(batch))
         hinge = hinge_discriminator_loss(logits_real, logits_fake)
         r1 = self.r1_gamma * (r1_penalties(logits_real, real) if self.r1_gamma > 0 else hinge.new_zeros(len(real)))
@@ -199,7 +220,7 @@ class Losses:
         if self.discriminator is not None:
             with frozen(self.discriminator.heads) as heads:
                 condition = self.head_condition(batch)
-                logits = self.discriminator.logits_of_fake(heads, sample.real, sample.fake, condition)
+                logits = self.discriminator.logits_of_fake(heads, *sample.features, condition)
                 losses["loss/adversarial"] = hinge_generator_loss(logits)
             total = total + self.adversarial_weight * losses["loss/adversarial"]
         if self.teacher is not None:
@@ -230,16 +251,18 @@ class Losses:
             "adversarial": self.adversarial_weight * losses["loss/adversarial"],
             "distillation": self.distillation_weight * losses["loss/distillation"],
         }
-        at = sample.x if self.judges_pixels and self.distillation_space == "pixel" else sample.z
+        at = sample.pixels if self.judges_pixels and self.distillation_space == "pixel" else sample.z
         norms = gradient_norms(weighted, at, scale)
         norms["ratio"] = norms["adversarial"] / norms["distillation"]
         return {f"gradient_at_sample/{name}": norm for name, norm in norms.items()}
 
     def distillation(self, batch: Batch, sample: StudentSample) -> Tensor:
         """Eq. 4, without lambda. A teacher with another latent space encodes the student's pixels itself."""
+        assert self.teacher is not None
+        assert batch.teacher_conditions is not None
         t, eps = batch.noise.t, batch.noise.eps_teacher
         make_target = self.teacher.nfsd_target if self.distillation_weighting == "nfsd" else self.teacher.target
-        z = sample.z if self.teacher_latents is None else self.teacher_latents.moments(sample.x)[0]
+        z = sample.z if self.teacher_latents is None else self.teacher_latents.moments(sample.pixels)[0]
         with self.autocast():
             target = make_target(z, eps, t, batch.teacher_conditions)
         weight = distillation_weight(self.teacher.schedule, t, self.distillation_weighting)
@@ -247,4 +270,4 @@ class Losses:
             return distillation_loss(sample.z, target, weight)
         with torch.no_grad():
             target = (self.teacher_latents or self.latents).decode(target, batch.decode_window)
-        return distillation_loss(sample.x, target, weight)
+        return distillation_loss(sample.pixels, target, weight)

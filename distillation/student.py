@@ -1,6 +1,7 @@
 """The student: a denoiser that is only evaluated at a few timesteps (paper 3.1)."""
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from .schedule import NoiseSchedule
 # Evenly spaced up to the last index, so that 1, 2 and 4 steps with the stock trailing spacing visit them.
 DEFAULT_STUDENT_TIMESTEPS = (249, 499, 749, 999)
 
-Condition = Mapping[str, Tensor | Mapping[str, Tensor]]  # keyword arguments of a network's forward, batch first
+Condition: TypeAlias = Mapping[str, "Tensor | Condition"]  # keyword arguments of a network's forward, batch first
 
 
 def diffuse_student(schedule: NoiseSchedule, z0: Tensor, eps: Tensor, s: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,9 +21,9 @@ def concatenate(*conditions: Condition) -> Condition:
     """Concatenate conditions along the batch, so that several predictions of the teacher run in one forward pass."""
     first = conditions[0]
     return {
-        key: concatenate(*(c[key] for c in conditions))
+        key: concatenate(*(cast(Condition, c[key]) for c in conditions))
         if isinstance(value, Mapping)
-        else torch.cat([c[key] for c in conditions])
+        else torch.cat([cast(Tensor, c[key]) for c in conditions])
         for key, value in first.items()
     }
 
@@ -61,6 +62,7 @@ class Teacher:
         """The network's raw prediction at (x_t, t), with guidance. `(B, C, H, W)` float32."""
         if self.guidance_scale == 1.0:
             return self.schedule.predict(self.unet, x_t, t, conditions.caption).float()
+        assert conditions.unconditional is not None
         both = concatenate(conditions.caption, conditions.unconditional)
         output = self.schedule.predict(self.unet, x_t.repeat(2, 1, 1, 1), t.repeat(2), both)
         caption, unconditional = output.float().chunk(2)
@@ -97,6 +99,8 @@ class Teacher:
         last index of a flow-matching schedule.
         """
         x_t = self.schedule.diffuse(x_hat.detach(), eps, t)
+        assert conditions.unconditional is not None
+        assert conditions.negative is not None
         three = concatenate(conditions.caption, conditions.unconditional, conditions.negative)
         x_ttt, ttt = x_t.repeat(3, 1, 1, 1), t.repeat(3)
         output = self.schedule.predict(self.unet, x_ttt, ttt, three)

@@ -25,6 +25,11 @@ def command_name(module: str) -> str:
     return script if script.startswith(INSTALLED) else f"python -m {module}"
 
 
+def first_line(docstring: str | None) -> str:
+    """The first line of a docstring, for `--help`; empty without one, as under `python -OO`."""
+    return (docstring or "").split("\n")[0]
+
+
 def run_command(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, run: Callable[[argparse.Namespace], None]
 ) -> None:

@@ -1,6 +1,7 @@
 """Optimizers, learning rate schedules, and updates that clip gradients and skip non-finite steps."""
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -115,7 +116,7 @@ class Updater:
         """
         # 0 for a finite loss, else NaN. It is reduced over all processes and added to one gradient, so that a NaN
         # reaches the norm and the fp16 scaler in every process.
-        poison = self.accelerator.reduce(loss.detach(), "mean") * 0
+        poison = cast(Tensor, self.accelerator.reduce(loss.detach(), "mean")) * 0
         gradient = local_part(next(p.grad for p in self.parameters if p.grad is not None))
         gradient.view(-1)[:1].add_(poison.to(gradient))  # of a sharded gradient a process may hold nothing
         self.accelerator.unscale_gradients(self.optimizer)
@@ -149,7 +150,8 @@ class Updater:
         self.longest_overflow = torch.maximum(
             self.overflows_in_a_row, torch.as_tensor(self.longest_overflow, device=overflowed.device)
         )
-        self.figures |= {"overflowed": overflowed, "scale": scaler._scale.detach().clone()}
+        scale = cast(Tensor, scaler._scale)  # None only before the first loss was scaled
+        self.figures |= {"overflowed": overflowed, "scale": scale.detach().clone()}
         self.updates += 1
         if self.updates % CHECK_SCALE_EVERY == 0:
             self._check_scale(scaler.get_scale(), int(self.longest_overflow))

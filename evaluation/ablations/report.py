@@ -38,7 +38,8 @@ def _line(cells: Iterable[object]) -> str:
 
 
 def _paper(row: AblationRow) -> tuple[str, str]:
-    return tuple("-" if value is None else f"{value:g}" for value in (row.fid, row.clip_score))
+    fid, clip_score = ("-" if value is None else f"{value:g}" for value in (row.fid, row.clip_score))
+    return fid, clip_score
 
 
 def ablation_table(letter: str, world: World, results: Results) -> str:

@@ -26,19 +26,22 @@ class World(Protocol):
         protocol: description of the measurement.
     """
 
+    headings: ClassVar[dict[str, str]]
     networks: dict[str, str]
     absent: dict[str, str]
-    headings: dict[str, str]
     protocol: str
 
     def flags(self) -> list[str]:
         """Flags of the training script for models and data; those of a row override them."""
+        ...
 
     def preparations(self, rows: list[AblationRow]) -> list[list[str]]:
         """Commands to run before these rows can be trained; they keep the results of an earlier run."""
+        ...
 
     def measure_student(self, student: Path, steps: int, launch: Launch) -> Figures:
         """Generate images with a published student in `steps` steps, and measure them."""
+        ...
 
 
 def missing_for(world: World, row: AblationRow) -> str | None:
@@ -105,6 +108,7 @@ class TinyWorld:
     def measure_student(self, student: Path, steps: int, launch: Launch) -> Figures:
         """See `World`."""
         row = self.judge.measure_system(ADDPipeline.from_pretrained(student), System("student", steps, 0.0))
+        assert row.diversity is not None  # only real images may have none
         return {"distance": row.fd, "agreement": row.alignment, "diversity": row.diversity}
 
 
@@ -173,6 +177,8 @@ class RealWorld:
             "python", "-m", "evaluation", "measure", str(run), "--reference", str(self.reference), "--metrics", "fid",
             "clip_score", *judge,
         ])  # fmt: skip
-        figures = Run.open(run).read("metrics.json")["figures"]
+        metrics = Run.open(run).read("metrics.json")
+        assert metrics is not None  # `measure` has written it
+        figures = metrics["figures"]
         keys = {"distance": ("fid", "fd_evaluator"), "agreement": ("clip_score", "alignment")}
         return {name: next(figures[key]["value"] for key in found if key in figures) for name, found in keys.items()}

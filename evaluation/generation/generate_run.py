@@ -14,6 +14,7 @@ from tqdm import tqdm
 from evaluation.errors import EvaluationError
 from evaluation.generation.sampling import one_or_list, seconds_per_image
 from evaluation.runs.run import Run, Shot
+from training.models.calling import call_pipeline
 
 
 def reduce_image(image: Image.Image, resolution: int) -> Image.Image:
@@ -21,7 +22,8 @@ def reduce_image(image: Image.Image, resolution: int) -> Image.Image:
     short = min(image.size)
     if short <= resolution:
         return image
-    return image.resize(tuple(round(side * resolution / short) for side in image.size), Image.Resampling.LANCZOS)
+    width, height = (round(side * resolution / short) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def draw_images(pipeline: DiffusionPipeline, shots: list[Shot], call: dict[str, Any]) -> list[Image.Image]:
@@ -40,7 +42,7 @@ def draw_images(pipeline: DiffusionPipeline, shots: list[Shot], call: dict[str, 
     prompts = [shot.prompt for shot in shots]
     try:
         # "pil" instead of "pt", whose value range differs between pipelines (DeepFloyd IF returns [-1, 1]).
-        output = pipeline(prompts, generator=one_or_list(generators), output_type="pil", **call)
+        output = call_pipeline(pipeline, prompts, generator=one_or_list(generators), output_type="pil", **call)
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise EvaluationError(f"{type(pipeline).__name__} cannot be called with {call}: {reason}") from error

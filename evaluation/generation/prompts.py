@@ -4,7 +4,7 @@ import csv
 import json
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from evaluation.errors import EvaluationError
 
@@ -64,14 +64,15 @@ def load_split(name: str, config: str | None, split: str) -> "datasets.Dataset":
         EvaluationError: the data set or split does not exist; the message lists the existing splits.
     """
     import datasets
+    from datasets.exceptions import DatasetsError
 
     try:
-        splits = datasets.load_dataset(name, config)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        splits = cast(datasets.DatasetDict, datasets.load_dataset(name, config))
+    except (OSError, ValueError, DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise EvaluationError(f"--dataset_name {name}: cannot be loaded: {reason}") from error
     if split not in splits:
-        raise EvaluationError(f"--dataset_split {split}: {name} has {', '.join(splits)}.")
+        raise EvaluationError(f"--dataset_split {split}: {name} has {', '.join(map(str, splits))}.")
     return splits[split]
 
 

@@ -8,6 +8,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from training.models.calling import call_pipeline
+
 
 def one_or_list(generators: list[torch.Generator]) -> torch.Generator | list[torch.Generator]:
     """A single generator for a batch of one, because some pipelines (aMUSEd) do not accept a list; else the list."""
@@ -38,9 +40,8 @@ def sample(
     for start in range(0, len(prompts), batch_size):
         batch = slice(start, start + batch_size)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[batch]]
-        images = (
-            pipeline(prompts[batch], generator=one_or_list(generators), output_type="pt", **kwargs).images.float().cpu()
-        )
+        output = call_pipeline(pipeline, prompts[batch], generator=one_or_list(generators), output_type="pt", **kwargs)
+        images = output.images.float().cpu()
         if not images.isfinite().all():
             raise ValueError(f"{type(pipeline).__name__} generated NaN or infinity (prompts from {start}, {kwargs}).")
         yield images.mul(255).round().div(255)

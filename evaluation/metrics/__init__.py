@@ -6,7 +6,16 @@ from evaluation.metrics.figures import (
     clip_score,
     diversity,
     frechet_distance,
+    pooled,
     precision_recall_coverage,
 )
 
-__all__ = ["Evaluator", "alignment", "clip_score", "diversity", "frechet_distance", "precision_recall_coverage"]
+__all__ = [
+    "Evaluator",
+    "alignment",
+    "clip_score",
+    "diversity",
+    "frechet_distance",
+    "pooled",
+    "precision_recall_coverage",
+]

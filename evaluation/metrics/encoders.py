@@ -5,15 +5,25 @@ An encoder maps a list of PIL images to float32 features `(B, D)` on the CPU.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, Dinov2Model
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    Dinov2Model,
+)
 
+from discriminator.pretrained import move
 from evaluation.errors import EvaluationError, explain_unavailable
-from evaluation.metrics.figures import Evaluator
+from evaluation.metrics.figures import Evaluator, pooled
 
 Encoder = Callable[[list[Image.Image]], Tensor]
 
@@ -99,7 +109,7 @@ class Dinov2Encoder:
 
     def __init__(self, model_id: str, device: str):
         try:
-            self.model = Dinov2Model.from_pretrained(model_id).to(device).eval().requires_grad_(False)
+            self.model = move(Dinov2Model.from_pretrained(model_id), device).eval().requires_grad_(False)
         except (OSError, ValueError) as error:
             raise _cannot_load("dino_model", model_id, error, DINOV2_ADVICE) from error
         size = min(DINOV2_SIZE, self.model.config.image_size)
@@ -136,12 +146,13 @@ class ClipEncoder:
         advice: str = CLIP_ADVICE,
     ):  # fmt: skip
         try:
-            self.model = CLIPModel.from_pretrained(model_id).to(device).eval().requires_grad_(False)
+            self.model = move(CLIPModel.from_pretrained(model_id), device).eval().requires_grad_(False)
             self.tokenizer = AutoTokenizer.from_pretrained(processor_id or model_id)
         except (OSError, ValueError) as error:
             raise _cannot_load(flag, model_id, error, advice) from error
-        self.max_length = self.model.config.text_config.max_position_embeddings
-        size = self.model.config.vision_config.image_size
+        config = cast(CLIPConfig, self.model.config)
+        self.max_length = cast(CLIPTextConfig, config.text_config).max_position_embeddings
+        size = cast(CLIPVisionConfig, config.vision_config).image_size
         try:
             self.processor = CLIPImageProcessor.from_pretrained(processor_id or model_id)
         except OSError:  # not saved with the weights; all CLIP models use the default mean and std
@@ -151,7 +162,7 @@ class ClipEncoder:
     def __call__(self, images: list[Image.Image]) -> Tensor:
         """Embeddings of images `(B, D)`, not normalized."""
         pixels = self.processor(images, return_tensors="pt")["pixel_values"]
-        return self.model.get_image_features(pixels.to(self.model.device)).pooler_output.float().cpu()
+        return pooled(self.model.get_image_features(pixels.to(self.model.device))).float().cpu()
 
     @torch.no_grad()
     def texts(self, texts: list[str]) -> Tensor:
@@ -160,7 +171,7 @@ class ClipEncoder:
             texts, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(self.model.device)
         tokens.pop("token_type_ids", None)
-        return self.model.get_text_features(**tokens).pooler_output.float().cpu()
+        return pooled(self.model.get_text_features(**tokens)).float().cpu()
 
 
 class EvaluatorEncoder:
@@ -174,7 +185,7 @@ class EvaluatorEncoder:
             self.evaluator = Evaluator.from_pretrained(path).to(device)
         except (OSError, ValueError) as error:
             raise _cannot_load("evaluator", path, error, EVALUATOR_ADVICE) from error
-        self.labels: dict[str, int] = self.evaluator.model.config.label2id
+        self.labels = self.evaluator.label_ids
 
     def __call__(self, images: list[Image.Image]) -> Tensor:
         """Features and logits `(B, D + K)`."""

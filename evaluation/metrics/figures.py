@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,15 @@ from transformers import (
 )
 
 
+class _Pooled(Protocol):
+    pooler_output: Tensor
+
+
+def pooled(output: object) -> Tensor:
+    """The pooled embedding of an output of transformers, whose annotations allow a tuple or None as well."""
+    return cast(_Pooled, output).pooler_output
+
+
 class Evaluator(nn.Module):
     """A frozen image classifier with the architecture of DINOv2 or ResNet. Its logits measure agreement with the
     caption; its class token, or the mean of its last stage over the image, is the feature.
@@ -23,6 +33,9 @@ class Evaluator(nn.Module):
         image_mean: per channel, for images in [0, 1].
         image_std: per channel, for images in [0, 1].
     """
+
+    image_mean: Tensor  # buffers, (1, 3, 1, 1)
+    image_std: Tensor
 
     def __init__(
         self,
@@ -41,10 +54,15 @@ class Evaluator(nn.Module):
         processor = AutoImageProcessor.from_pretrained(path)
         return cls(AutoModelForImageClassification.from_pretrained(path), processor.image_mean, processor.image_std)
 
+    @property
+    def label_ids(self) -> dict[str, int]:
+        """The index of each label among the logits."""
+        return cast(dict[str, int], self.model.config.label2id)
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images `(B, 3, H, W)` in [0, 1], of any size. Returns features `(B, D)` and logits `(B, K)`."""
-        size = self.model.config.image_size
+        size = cast(int, self.model.config.image_size)  # ours are square
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
         outputs = self.model((images - self.image_mean) / self.image_std, output_hidden_states=True)
@@ -74,7 +92,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance  # here, because it is an optional package
 
     identity = nn.Identity()  # torchmetrics requires a network, but the features are already computed
-    identity.num_features = real.shape[1]
+    identity.num_features = cast(Any, real.shape[1])  # torch annotates what a module is given as tensors
     metric = FrechetInceptionDistance(feature=identity, normalize=True).to(real.device)
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)

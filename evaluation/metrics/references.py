@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 from PIL import Image, ImageOps
 
@@ -59,6 +60,6 @@ def export_dataset(name: str, config: str | None, split: str, image_column: str,
     if not (folder / "complete").exists():
         folder.mkdir(parents=True, exist_ok=True)
         for index, row in enumerate(rows):
-            row[image_column].convert("RGB").save(folder / f"{index:06}.png")
+            cast(dict[str, Any], row)[image_column].convert("RGB").save(folder / f"{index:06}.png")
         (folder / "complete").touch()
     return folder

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -206,8 +207,9 @@ def make_app(page: StudyPage, allowed_hosts: list[str]) -> Starlette:
         Route("/image/{token}/{side}", page.show_image),
         Route("/vote", page.take_vote, methods=["POST"]),
     ]
+    handlers: dict[Any, Callable[..., Response]] = {HTTPException: _answer_http_error, StudyBusyError: _answer_busy}
     return Starlette(
         routes=routes,
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts, www_redirect=False)],
-        exception_handlers={HTTPException: _answer_http_error, StudyBusyError: _answer_busy},
+        exception_handlers=handlers,
     )

@@ -10,6 +10,7 @@ import json
 import random
 import secrets
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +29,13 @@ TIE = "tie"
 
 class StudyBusyError(Exception):
     """The study's file is locked by another program. Nothing was read or written; the request can be repeated."""
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    """Whether another program has locked the file."""
+    if sys.version_info < (3, 11):  # where an error has no code
+        return "locked" in str(error)
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)  # without extended bits
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class Store:
             yield cursor
             cursor.execute("COMMIT")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):  # without extended bits
+            if _is_busy(error):
                 raise StudyBusyError from error
             raise
         finally:

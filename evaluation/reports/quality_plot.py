@@ -59,7 +59,7 @@ def _choose_axes(axis: plt.Axes, points: list[tuple[float, float]], is_share: bo
         axis.set_xlim(0, 1.2 * max(seconds))
         axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.margins(**MARGINS)
+    axis.margins(x=MARGINS["x"], y=MARGINS["y"])
     axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     if is_share:
         low, high = min(values), max(values)

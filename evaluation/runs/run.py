@@ -88,18 +88,18 @@ class Run:
         Raises:
             EvaluationError: the folder contains another run; the message shows the differences.
         """
-        manifest = json.loads(json.dumps({**manifest, "prompts_sha256": fingerprint(prompts)}))
+        wanted: dict[str, Any] = json.loads(json.dumps({**manifest, "prompts_sha256": fingerprint(prompts)}))
         if (folder / MANIFEST).exists():
             there = cls.open(folder).manifest
-            _refuse_other(folder, there, manifest)
+            _refuse_other(folder, there, wanted)
             return cls(folder, there, prompts)
         try:
             (folder / "images").mkdir(parents=True, exist_ok=True)
             write_json(folder / "prompts.json", prompts)
-            write_json(folder / MANIFEST, manifest)
+            write_json(folder / MANIFEST, wanted)
         except OSError as error:
             raise EvaluationError(f"--output_dir {folder}: {error.strerror}; give a writable folder.") from error
-        return cls(folder, manifest, prompts)
+        return cls(folder, wanted, prompts)
 
     @classmethod
     def open(cls, folder: Path) -> "Run":

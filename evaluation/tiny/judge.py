@@ -67,7 +67,7 @@ class TinyJudge:
 
     @cached_property
     def _splits(self) -> tuple[Split, Split]:
-        return tuple(read_split(self.tiny_dir / "data" / half) for half in ("train", "test"))
+        return read_split(self.tiny_dir / "data" / "train"), read_split(self.tiny_dir / "data" / "test")
 
     @cached_property
     def _evaluator(self) -> Evaluator:
@@ -78,7 +78,7 @@ class TinyJudge:
         train, test = self._splits
         captions, labels = test.captions + train.captions, test.labels + train.labels
         shown = tiny_task.choose_captions(captions, labels, tiny_task.CAPTIONS)
-        return tiny_task.make_task(test, shown, self._evaluator.model.config.label2id, self.num_samples, seed=0)
+        return tiny_task.make_task(test, shown, self._evaluator.label_ids, self.num_samples, seed=0)
 
     @cached_property
     def _real(self) -> tuple[SystemFigures, Tensor]:

@@ -24,8 +24,8 @@ class System:
 
     @property
     def network_calls(self) -> int:
-        """Number of UNet evaluations per image; guidance takes two per step."""
-        return self.steps * (2 if self.guided else 1)
+        """Number of UNet evaluations per image; guidance takes two per step, and a real image has none."""
+        return (self.steps or 0) * (2 if self.guided else 1)
 
     def __str__(self) -> str:
         """E.g. `teacher, 25 steps, guidance 2`."""

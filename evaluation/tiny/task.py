@@ -86,7 +86,8 @@ def measure_real(
     index = {caption: i for i, caption in enumerate(task.captions)}
     groups = torch.tensor([index.get(caption, -1) for caption in train.captions + test.captions])
     shown, groups = torch.cat([train_features, test_features])[groups >= 0], groups[groups >= 0]
-    labels = torch.tensor([evaluator.model.config.label2id[label] for label in test.labels])
+    ids = evaluator.label_ids
+    labels = torch.tensor([ids[label] for label in test.labels])
     row = SystemFigures(
         **vars(REAL),
         fd=frechet_distance(test_features, train_features[drawn]),

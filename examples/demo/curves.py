@@ -9,6 +9,7 @@ import numpy as np
 
 matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 Scalars = dict[str, tuple[np.ndarray, np.ndarray]]  # tag to iterations and values
 
@@ -124,8 +125,8 @@ def draw_training(path: Path, curves: list[Curve], scalars: Scalars) -> None:
     """Write the training curves as an image: pale raw values, bold running mean, and descriptions of a good run."""
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.7 * rows), layout="constrained", squeeze=False)
-    figure.get_layout_engine().set(hspace=0.06, wspace=0.05)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.7 * rows), squeeze=False)
+    figure.set_layout_engine(ConstrainedLayoutEngine(hspace=0.06, wspace=0.05))
     for axis in axes.flat[len(curves) :]:
         axis.set_axis_off()
     for axis, curve in zip(axes.flat, curves):

@@ -155,7 +155,7 @@ def make_report(args: argparse.Namespace) -> None:
         torch.cat([test.pixels, train.pixels]), test.captions + train.captions, test.labels + train.labels
     )
     captions = choose_captions(everything.captions, everything.labels, CAPTIONS)
-    task = make_task(test, captions, evaluator.model.config.label2id, args.num_samples, args.seed)
+    task = make_task(test, captions, evaluator.label_ids, args.num_samples, args.seed)
     real_row, real_features = measure_real(evaluator, train, test, task, args.seed)
 
     scales = (1.0, args.teacher_guidance_scale)

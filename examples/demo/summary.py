@@ -14,7 +14,7 @@ def reach_verdict(rows: list[SystemFigures]) -> dict:
     The aim is a Frechet distance no higher and an alignment no lower. Returns `met`, `ratio` of the distances,
     `teacher` (the row it was compared with) and `text`, one sentence.
     """
-    most = max(row.steps for row in rows if row.name == "teacher")
+    most = max(row.steps or 0 for row in rows if row.name == "teacher")
     teacher = min((row for row in rows if row.name == "teacher" and row.steps == most), key=lambda row: row.fd)
     student = next(row for row in rows if row.name == "student" and row.steps == 1)
     ratio = student.fd / teacher.fd
@@ -39,7 +39,7 @@ def systems_table(rows: list[SystemFigures]) -> str:
     for row in rows:
         guidance = f"{row.guidance:g}" if row.guided else "-"
         variety = f"{row.diversity:.2f}" if row.diversity is not None else "-"
-        relative = f"{row.diversity / real.diversity:.1%}" if real.diversity else "-"
+        relative = f"{row.diversity / real.diversity:.1%}" if row.diversity is not None and real.diversity else "-"
         seconds = f"{row.seconds_per_image:.4f}" if row.seconds_per_image is not None else "-"
         lines.append(
             f"| {row.name} | {row.steps or '-'} | {guidance} | {row.fd:.2f} | {row.alignment:.1%} "

@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, LCMScheduler, UNet2DConditionModel
@@ -38,8 +39,8 @@ def distil_student(pipeline: DiffusionPipeline, train: Split, args: argparse.Nam
     average = copy.deepcopy(teacher)
     method = Consistency(
         teacher,
-        DDPMScheduler.from_config(pipeline.scheduler.config),
-        LCMScheduler.from_config(pipeline.scheduler.config),
+        cast(DDPMScheduler, DDPMScheduler.from_config(pipeline.scheduler.config)),
+        cast(LCMScheduler, LCMScheduler.from_config(pipeline.scheduler.config)),
         args.guidance_scale,
     )
     mean, std = (moment * pipeline.vae.config.scaling_factor for moment in encode_moments(pipeline.vae, train.pixels))

@@ -8,7 +8,7 @@ used for sampling. The guidance scale is fixed during training instead of being 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DDPMScheduler, LCMScheduler
@@ -29,7 +29,7 @@ def split_prediction(scheduler: DDPMScheduler, output: Tensor, x: Tensor, t: Ten
     """Convert an `output` at (x, t) to x0 and eps, according to the scheduler's prediction type."""
     alpha = scheduler.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
     sigma = (1 - scheduler.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
-    kind = scheduler.config.prediction_type
+    kind = scheduler.config["prediction_type"]
     if kind == "epsilon":
         return (x - sigma * output) / alpha, output
     if kind == "v_prediction":
@@ -56,17 +56,23 @@ class Consistency:
     @property
     def stride(self) -> int:
         """k, the number of training indices between two points of the trajectory: 20 for LCM's 50 points."""
-        return self.lcm.config.num_train_timesteps // self.lcm.config.original_inference_steps
+        return self.lcm.config["num_train_timesteps"] // self.lcm.config["original_inference_steps"]
 
     def draw_timesteps(self, count: int) -> tuple[Tensor, Tensor]:
         """t_{n+k} `(count,)`, uniform over the points k - 1, 2k - 1, ..., 999, and t_n = max(t_{n+k} - k, 0)."""
-        points = self.lcm.config.original_inference_steps
+        points = self.lcm.config["original_inference_steps"]
         start = (torch.randint(points, (count,)) + 1) * self.stride - 1
         return start, (start - self.stride).clamp_min(0)
 
+    def diffuse(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """alpha_t x0 + sigma_t eps `(B, C, H, W)`."""
+        return self.scheduler.add_noise(x0, eps, cast(torch.IntTensor, t))
+
     def apply(self, network: Network, x: Tensor, t: Tensor, condition: dict) -> Tensor:
         """f(x, t) `(B, C, H, W)`, which is x itself at t = 0."""
-        c_skip, c_out = self.lcm.get_scalings_for_boundary_condition_discrete(t.view(-1, 1, 1, 1))
+        c_skip, c_out = self.lcm.get_scalings_for_boundary_condition_discrete(
+            cast(int, t.view(-1, 1, 1, 1))  # annotated for one timestep, and plain arithmetic
+        )
         return c_skip * x + c_out * predict(network, self.scheduler, x, t, condition)[0]
 
     @torch.no_grad()
@@ -76,7 +82,7 @@ class Consistency:
         if self.guidance_scale != 1:
             x0_empty, eps_empty = predict(self.teacher, self.scheduler, x, t, nothing)
             x0, eps = (b + self.guidance_scale * (a - b) for a, b in ((x0, x0_empty), (eps, eps_empty)))
-        return self.scheduler.add_noise(x0, eps, t_next)  # alpha x0 + sigma eps: deterministic DDIM
+        return self.diffuse(x0, eps, t_next)  # alpha x0 + sigma eps: deterministic DDIM
 
     def loss(
         self,
@@ -90,7 +96,7 @@ class Consistency:
     ) -> Tensor:
         """Pseudo-Huber distance of f(z_{t_{n+k}}) and the average's f at the teacher's z_{t_n}, mean over elements."""
         t, t_next = times
-        x = self.scheduler.add_noise(latents, noise, t)
+        x = self.diffuse(latents, noise, t)
         with torch.no_grad():
             x_next = self.teacher_step(x, t, t_next, condition, nothing)
             target = self.apply(average, x_next, t_next, condition)

@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from typing import Any
 
 import gradio
 import torch
@@ -10,6 +11,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
 from pipelines import spread_timesteps
+from training.models.calling import call_pipeline
 
 SIDE = 512  # pixels on the screen
 FIRST_CAPTION = "a handwritten seven"
@@ -49,14 +51,14 @@ class Drawer:
             The image, enlarged without smoothing if it is small, and a line with the number of steps and the time.
         """
         generator = torch.Generator().manual_seed(int(seed or 0))  # None if the field is empty
-        arguments = {"num_inference_steps": int(steps)}
+        arguments: dict[str, Any] = {"num_inference_steps": int(steps)}
         if source is not None:
             timesteps = self.choose_timesteps(int(steps), int(change))
             # The first timestep determines how much noise is added, so all steps are used.
             arguments = {"timesteps": timesteps, "strength": 1.0, "image": self._fit(source)}
         start = time.perf_counter()
         with self._lock:
-            image = self._pipe(caption or "", generator=generator, **arguments).images[0]
+            image = call_pipeline(self._pipe, caption or "", generator=generator, **arguments).images[0]
         took = time.perf_counter() - start
         count = len(arguments.get("timesteps", range(int(steps))))
         scale = max(1, SIDE // max(image.size))

@@ -83,7 +83,7 @@ def paste(picture: Image.Image, sprite: Image.Image, left: int, top: int) -> Non
     blur, opacity = SHADOW
     mask = Image.new("L", picture.size)
     mask.paste(sprite.getchannel("A"), (left, top + round(blur)))
-    mask = mask.filter(ImageFilter.GaussianBlur(blur)).point(lambda alpha: round(alpha * opacity))
+    mask = mask.filter(ImageFilter.GaussianBlur(blur)).point([round(alpha * opacity) for alpha in range(256)])
     picture.paste((0, 0, 0), (0, 0), mask)
     picture.paste(sprite, (left, top), sprite)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from distillation.latents import decode_latents, encode_posterior
 from evaluation.tiny.split import Split
 from examples.tiny.images import shift
 from examples.tiny.loop import draw, fit
@@ -27,7 +28,7 @@ def reconstruction_loss(output: torch.Tensor, image: torch.Tensor) -> torch.Tens
 @torch.no_grad()
 def encode_moments(vae: AutoencoderKL, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the posterior of `pixels (N, 3, H, W)`, unscaled, each `(N, 4, H/4, W/4)`."""
-    posteriors = [vae.encode(chunk).latent_dist for chunk in pixels.split(256)]
+    posteriors = [encode_posterior(vae, chunk) for chunk in pixels.split(256)]
     return torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
 
 
@@ -39,15 +40,15 @@ def center_latents(vae: AutoencoderKL, pixels: torch.Tensor) -> None:
     1x1 convolutions on both sides of the latent take up the shift.
     """
     mean = encode_moments(vae, pixels)[0].mean(dim=(0, 2, 3))
-    vae.quant_conv.bias[: len(mean)] -= mean
-    vae.post_quant_conv.bias += vae.post_quant_conv.weight.flatten(1) @ mean
+    vae.get_parameter("quant_conv.bias")[: len(mean)] -= mean
+    vae.get_parameter("post_quant_conv.bias").add_(vae.get_parameter("post_quant_conv.weight").flatten(1) @ mean)
 
 
 @torch.no_grad()
 def measure_psnr(vae: AutoencoderKL, pixels: torch.Tensor) -> float:
     """Peak signal-to-noise ratio of reconstructions through the posterior mean, in dB."""
     mean, _ = encode_moments(vae, pixels)
-    output = torch.cat([vae.decode(chunk).sample.clamp(-1, 1) for chunk in mean.split(256)])
+    output = torch.cat([decode_latents(vae, chunk).clamp(-1, 1) for chunk in mean.split(256)])
     return -10 * torch.log10(F.mse_loss(output, pixels) / 4).item()
 
 
@@ -57,8 +58,8 @@ def train_autoencoder(out: Path, train: Split, test: Split, iterations: int = IT
 
     def loss_of_batch() -> torch.Tensor:
         image = shift(train.pixels[draw(len(train.pixels), BATCH_SIZE)], 2)
-        posterior = vae.encode(image).latent_dist
-        output = vae.decode(posterior.sample()).sample
+        posterior = encode_posterior(vae, image)
+        output = decode_latents(vae, posterior.sample())
         # KL per latent element, so that its weight does not depend on the resolution.
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         return reconstruction_loss(output, image) + KL_WEIGHT * kl

@@ -94,7 +94,7 @@ def stream(name: str, layout: str, seed: int) -> int:
 
 def hash_code(modules: Iterable[ModuleType]) -> str:
     """SHA-256 hash of the modules' source, so that a stage is rebuilt when its code changes."""
-    return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()
+    return hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in modules)).hexdigest()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

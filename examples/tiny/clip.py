@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
+from evaluation.metrics import pooled
 from evaluation.tiny.split import Split
 from examples.tiny.images import normalize, warp
 from examples.tiny.loop import draw, fit
@@ -35,8 +36,8 @@ def contrastive_loss(logits: torch.Tensor, caption_ids: torch.Tensor) -> torch.T
 @torch.no_grad()
 def nearest_caption_accuracy(clip: CLIPModel, tokens: torch.Tensor, owners: list[str], data: Split) -> float:
     """Share of `data` whose nearest caption belongs to its label. `tokens (K, L)`, caption k's label `owners[k]`."""
-    texts = F.normalize(clip.get_text_features(tokens).pooler_output, dim=-1)
-    images = F.normalize(clip.get_image_features(normalize(data.pixels)).pooler_output, dim=-1)
+    texts = F.normalize(pooled(clip.get_text_features(tokens)), dim=-1)
+    images = F.normalize(pooled(clip.get_image_features(normalize(data.pixels))), dim=-1)
     nearest = (images @ texts.T).argmax(dim=1).tolist()
     return sum(owners[k] == label for k, label in zip(nearest, data.labels)) / len(data.labels)
 

@@ -9,6 +9,7 @@ import json
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from evaluation.tiny.split import COLUMNS
 from examples.tiny.models import IMAGE_SIZE
+
+if TYPE_CHECKING:
+    import datasets
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGITS_HELD_OUT = 500  # of 1,797
@@ -95,11 +99,12 @@ def load_digits(seed: int) -> tuple[list[Example], list[Example]]:
     from sklearn.datasets import load_digits as load_scans
     from sklearn.model_selection import train_test_split
 
-    scans = load_scans()
+    scans: Any = load_scans()  # annotated as if it could only be the tuple that `return_X_y` gives
     ink, targets = scans.images / 16, scans.target
-    train, test = train_test_split(
+    halves = train_test_split(
         np.arange(len(ink)), test_size=DIGITS_HELD_OUT, random_state=seed, stratify=targets, shuffle=True
     )
+    train, test = map(np.asarray, halves)
     captions = caption_digits(ink, targets, train)
 
     def example(i: int) -> Example:
@@ -132,7 +137,7 @@ def load_image_folder(
             '{"file_name": "0001.png", "text": "its caption"} an image'
         )
     names = _attribute_names(rows)
-    examples = [_read_example(row, rows.features, i, flag, resolution, names) for i, row in enumerate(rows)]
+    examples = [_read_example(cast(dict, row), rows.features, i, flag, resolution, names) for i, row in enumerate(rows)]
     labels = {example.label for example in examples}
     if "label" in rows.column_names and len(labels) > MAX_LABELS:
         raise ValueError(
@@ -146,17 +151,19 @@ def load_image_folder(
     return [examples[i] for i in order[held_out:]], [examples[i] for i in order[:held_out]]
 
 
-def _read_rows(train_data_dir: str | Path):
+def _read_rows(train_data_dir: str | Path) -> "tuple[datasets.Dataset, int]":
     """All splits of an image folder as one `datasets.Dataset`, its images not decoded yet, and how many of the last
     ones are its test split (0: it has none, or nothing else)."""
     import datasets
+    from datasets.exceptions import DatasetsError
 
     if not Path(train_data_dir).is_dir():
         raise ValueError(f"--train_data_dir {train_data_dir}: no such folder")
     datasets.disable_progress_bars()
     try:
         with tempfile.TemporaryDirectory() as cache:
-            splits = datasets.load_dataset("imagefolder", data_dir=str(train_data_dir), cache_dir=cache)
+            loaded = datasets.load_dataset("imagefolder", data_dir=str(train_data_dir), cache_dir=cache)
+            splits = cast("datasets.DatasetDict", loaded)  # as no split is named
             # The test split goes last.
             order = sorted(splits, key=lambda name: name == "test")
             held_out = len(splits["test"]) if "test" in splits and len(splits) > 1 else 0
@@ -165,11 +172,11 @@ def _read_rows(train_data_dir: str | Path):
                 raise ValueError(f"no images, only the columns {rows.column_names}")
             # Into memory: the cache goes away with this block.
             rows = datasets.Dataset.from_dict(
-                rows.cast_column("image", datasets.Image(decode=False)).to_dict(),
+                cast(dict, rows.cast_column("image", datasets.Image(decode=False)).to_dict()),
                 features=datasets.Features({**rows.features, "image": datasets.Image(decode=False)}),
             )
             return rows, held_out
-    except (FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (FileNotFoundError, ValueError, DatasetsError) as error:
         raise ValueError(f"--train_data_dir {train_data_dir}: not a readable image folder: {error}") from error
     finally:
         datasets.enable_progress_bars()

@@ -29,17 +29,18 @@ def assemble(
     tokenizers = [CLIPTokenizer.from_pretrained(clip) for clip in clips]
     classes = (CLIPTextModel, CLIPTextModelWithProjection)
     encoders = [cls.from_pretrained(clip).eval().requires_grad_(False) for cls, clip in zip(classes, clips)]
-    widths = tuple(encoder.config.hidden_size for encoder in encoders)
-    common = {"vae": vae, "text_encoder": encoders[0], "tokenizer": tokenizers[0], "scheduler": scheduler}
+    widths = [encoder.config.hidden_size for encoder in encoders]
+    common: dict[str, Any] = {
+        "vae": vae,
+        "text_encoder": encoders[0],
+        "tokenizer": tokenizers[0],
+        "scheduler": scheduler,
+    }
     if len(clips) == 1:
         none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         return StableDiffusionPipeline(unet=make_unet(cross_attention_dim=widths[0], **unet_config), **common, **none)
-    return StableDiffusionXLPipeline(
-        unet=make_sdxl_unet(text_widths=widths, **unet_config),
-        text_encoder_2=encoders[1],
-        tokenizer_2=tokenizers[1],
-        **common,
-    )
+    common |= {"text_encoder_2": encoders[1], "tokenizer_2": tokenizers[1]}
+    return StableDiffusionXLPipeline(unet=make_sdxl_unet(text_widths=(widths[0], widths[1]), **unet_config), **common)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ them on real data; tests use them as they are.
 
 import json
 from collections.abc import Iterable
+from typing import Any, Literal, TypeAlias
 
 from diffusers import (
     AutoencoderKL,
@@ -33,6 +34,7 @@ from transformers import (
     T5TokenizerFast,
 )
 
+PredictionType: TypeAlias = Literal["epsilon", "sample", "v_prediction"]  # as diffusers annotates it
 IMAGE_SIZE = 32  # pixels
 LATENT_SIZE = 8  # IMAGE_SIZE / 4: the tiny autoencoder halves twice, Stable Diffusion's three times
 LATENT_CHANNELS = 4
@@ -88,10 +90,8 @@ def make_clip(
         num_attention_heads=max(1, width // 32),
         max_position_embeddings=tokenizer.model_max_length,
         projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
         initializer_range=INITIALIZER_RANGE,
+        **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
     )
     vision = CLIPVisionConfig(
         hidden_size=width,
@@ -145,10 +145,13 @@ def make_vae(
 
     Each of `channels` but the last halves the image once; `config` adds to the config.
     """
+    levels: dict[str, Any] = {  # diffusers annotates each as a tuple of one
+        "block_out_channels": channels,
+        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
+    }
     return AutoencoderKL(
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        **levels,
         layers_per_block=1,
         latent_channels=latent_channels,
         norm_num_groups=norm_num_groups,
@@ -248,7 +251,7 @@ def make_sdxl_unet(
     )
 
 
-def make_scheduler(prediction_type: str = "epsilon") -> DDIMScheduler:
+def make_scheduler(prediction_type: PredictionType = "epsilon") -> DDIMScheduler:
     """Stable Diffusion's own noise schedule (`scaled_linear` 0.00085..0.012)."""
     return DDIMScheduler(
         beta_start=0.00085,
@@ -299,14 +302,15 @@ def make_residual_classifier(
 
     Convolutions learn shapes from a thousand images, which a transformer this small does not.
     """
+    more: dict[str, Any] = {"image_size": image_size}  # not a parameter of ResNet's; the evaluator reads it
     return ResNetForImageClassification(
         ResNetConfig(
             embedding_size=widths[0],
             hidden_sizes=list(widths),
             depths=[1] * len(widths),
             layer_type="basic",
-            image_size=image_size,
             id2label=dict(enumerate(labels)),
             label2id={name: i for i, name in enumerate(labels)},
+            **more,
         )
     )

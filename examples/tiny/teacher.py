@@ -13,8 +13,9 @@ from evaluation.tiny.split import Split
 from examples.tiny.autoencoder import encode_moments
 from examples.tiny.layouts import assemble, encode_captions, pick
 from examples.tiny.loop import draw, fit
-from examples.tiny.models import make_scheduler
+from examples.tiny.models import PredictionType, make_scheduler
 from examples.tiny.vision import classify
+from training.models.calling import call_pipeline
 
 BATCH_SIZE = 32
 LEARNING_RATE = 1.5e-3
@@ -32,7 +33,7 @@ def train_teacher(
     clip_folders: Sequence[Path],
     vae_folder: Path,
     train: Split,
-    prediction_type: str = "epsilon",
+    prediction_type: PredictionType = "epsilon",
     iterations: int = ITERATIONS,
 ) -> dict[str, float]:
     """Train a UNet and save the whole pipeline in `out`: Stable Diffusion's for one CLIP, SDXL's for two.
@@ -41,7 +42,7 @@ def train_teacher(
     sides of classifier-free guidance. Returns measured quality.
     """
     vae = AutoencoderKL.from_pretrained(vae_folder).eval().requires_grad_(False)
-    mean, std = (moment * vae.config.scaling_factor for moment in encode_moments(vae, train.pixels))
+    mean, std = (moment * vae.config["scaling_factor"] for moment in encode_moments(vae, train.pixels))
     pipeline = assemble(clip_folders, vae, make_scheduler(prediction_type))
     unet, scheduler = pipeline.unet, pipeline.scheduler
     captions = sorted(set(train.captions))
@@ -85,7 +86,8 @@ def preview_teacher(out: Path, teacher_folder: Path, evaluator_folder: Path, tes
     order = sorted(range(len(test.captions)), key=lambda i: test.labels[i])
     count = min(PREVIEW_COUNT, len(order))
     chosen = [order[i * len(order) // count] for i in range(count)]
-    pixels = pipeline(
+    pixels = call_pipeline(
+        pipeline,
         [test.captions[i] for i in chosen],
         num_inference_steps=PREVIEW_STEPS,
         guidance_scale=PREVIEW_GUIDANCE,

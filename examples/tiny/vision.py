@@ -5,12 +5,14 @@ from captions and from masked patches, the evaluator from labels and from guessi
 """
 
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPModel, CLIPTokenizer, Dinov2ForImageClassification
 
+from evaluation.metrics import pooled
 from evaluation.tiny.split import Split
 from examples.tiny.clip import tokenize
 from examples.tiny.images import blur, make_processor, normalize, patchify, uniform, warp
@@ -34,7 +36,7 @@ CAPTION_TEMPERATURE = 0.07
 def embed_captions(clip_folder: Path, captions: list[str]) -> torch.Tensor:
     """L2-normalized CLIP text embeddings `(K, width)`."""
     tokenizer, clip = CLIPTokenizer.from_pretrained(clip_folder), CLIPModel.from_pretrained(clip_folder).eval()
-    return F.normalize(clip.get_text_features(tokenize(tokenizer, captions)).pooler_output, dim=-1)
+    return F.normalize(pooled(clip.get_text_features(tokenize(tokenizer, captions))), dim=-1)
 
 
 def train_feature_network(
@@ -49,8 +51,9 @@ def train_feature_network(
     texts = embed_captions(clip_folder, captions)
     caption_ids = torch.tensor([captions.index(caption) for caption in train.captions])
     # 8 pixels a patch: the scans have 8 in all, and the discriminator's cost goes with the number of patches.
-    model = make_dinov2(patch_size=8)
-    width, patch = model.config.hidden_size, model.config.patch_size
+    patch = 8
+    model = make_dinov2(patch_size=patch)
+    width = model.config.hidden_size
     to_text, to_patch = nn.Linear(width, texts.shape[1]), nn.Linear(width, 3 * patch * patch)
     labels = sorted(set(train.labels))
     targets = torch.tensor([labels.index(label) for label in train.labels])
@@ -95,7 +98,8 @@ def train_feature_network(
 def classify(evaluator: Dinov2ForImageClassification, pixels: torch.Tensor) -> list[str]:
     """The evaluator's label for each of `pixels (N, 3, 32, 32)` in [-1, 1]."""
     best = torch.cat([evaluator(normalize(chunk)).logits.argmax(dim=1) for chunk in pixels.split(256)])
-    return [evaluator.config.id2label[k] for k in best.tolist()]
+    names = cast(dict[int, str], evaluator.config.id2label)
+    return [names[k] for k in best.tolist()]
 
 
 def train_evaluator(out: Path, train: Split, test: Split, iterations: int = EVALUATOR_ITERATIONS) -> dict[str, float]:

@@ -52,7 +52,7 @@ def _values(chunk: pa.Array) -> list[Any]:
 
 def _images(chunk: pa.StructArray, start: str) -> list[tuple[str | None, int | None]]:
     paths = chunk.field("path").to_pylist()
-    sizes = pc.binary_length(chunk.field("bytes")).to_pylist()
+    sizes = pc.call_function("binary_length", [chunk.field("bytes")]).to_pylist()
     return [
         (path and path.removeprefix(start), _size(path) if size is None else size) for path, size in zip(paths, sizes)
     ]
@@ -66,7 +66,7 @@ def _size(path: str | None) -> int | None:
 
 
 def _common_folder(column: pa.ChunkedArray) -> str:
-    ends = [pc.min_max(array.field("path")).as_py() for array in column.chunks]
+    ends = [pc.call_function("min_max", [array.field("path")]).as_py() for array in column.chunks]
     paths = [path for end in ends for path in end.values() if path is not None]
     if not paths or "://" in paths[0] or not os.path.isabs(min(paths)):
         return ""

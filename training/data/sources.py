@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 Rows = datasets.Dataset | datasets.IterableDataset
 
+
 LOADERS = ("json", "csv", "parquet", "arrow", "imagefolder", "webdataset")  # they read the files in --train_data_dir
 FOLDER_SHARDS = 64  # shards of a streamed image folder: the maximum number of processes times workers
 
@@ -54,6 +55,11 @@ class Source:
     def is_local(self) -> bool:
         """Whether the data set consists of local files instead of being on the Hub."""
         return self.name is None or self.name in LOADERS or os.path.exists(self.name)
+
+
+def count_rows(rows: Rows) -> int | None:
+    """How many rows there are; None for a stream, whose length is unknown."""
+    return None if isinstance(rows, datasets.IterableDataset) else len(rows)
 
 
 def image_folders(source: Source) -> tuple[str, ...] | None:

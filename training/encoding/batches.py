@@ -50,7 +50,8 @@ class BatchMaker:
         captions, ids = loaded["captions"], loaded["sample_ids"]
         sizes = {k: loaded[k].to(self.device) for k in ("original_size", "crop_top_left", "target_size")}
         z0_moments = self.embeddings.latents(x0, ids)
-        noise = draw_noise(self.settings, loaded["positions"].tolist(), z0_moments[0].shape[1:]).to(self.device)
+        _, channels, height, width = z0_moments[0].shape
+        noise = draw_noise(self.settings, loaded["positions"].tolist(), (channels, height, width)).to(self.device)
         c = None
         if options.method.adversarial_weight > 0:
             known = None if self.last_timestep is None else noise.s != self.last_timestep
@@ -59,7 +60,7 @@ class BatchMaker:
         decode_window = None
         if options.hardware.decode_crop_size is not None:
             size = options.hardware.decode_crop_size // self.latents.factor
-            decode_window = Window.draw(z0_moments[0].shape[2:], size, draw_decode_window(seed, iteration))
+            decode_window = Window.draw((height, width), size, draw_decode_window(seed, iteration))
         condition = self._condition(self.student, captions, sizes)
         return Batch(
             x0=x0,

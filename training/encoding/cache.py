@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import datasets
 import numpy as np
@@ -25,6 +26,7 @@ from distillation.latents import LatentSpace
 from training.checkpoints.folder_lock import lock_folder_of_run
 from training.data.fingerprint import dataset_fingerprint
 from training.data.reader import SampleReader
+from training.data.sources import Rows
 from training.encoding.cache_arrays import CacheError, CheckedArray, check_small_caches
 from training.encoding.cache_writer import (
     FINGERPRINT,
@@ -91,7 +93,7 @@ class CachedEmbeddings:
 def open_embeddings(
     options: Options,
     accelerator: Accelerator,
-    rows: datasets.Dataset,
+    rows: Rows,
     reader: SampleReader,
     student: Family,
     teacher: Family,
@@ -109,14 +111,15 @@ def open_embeddings(
     if options.hardware.cache_dir_latents is None:
         return encoders()
     families = {"student": student} | ({} if teacher is student else {"teacher": teacher})
-    fingerprint = cache_fingerprint(options, accelerator, rows, families)
-    embeddings = open_cache(options, accelerator, rows, reader, families, fingerprint, encoders)
+    finite = cast(datasets.Dataset, rows)  # `refuse` lets no stream have a cache
+    fingerprint = cache_fingerprint(options, accelerator, finite, families)
+    embeddings = open_cache(options, accelerator, finite, reader, families, fingerprint, encoders)
     for family in families.values():
         family.move_text_encoders(torch.device("cpu"))
     return embeddings
 
 
-def check_cache(options: Options, accelerator: Accelerator, rows: datasets.Dataset, student: Family, teacher: Family):
+def check_cache(options: Options, accelerator: Accelerator, rows: Rows, student: Family, teacher: Family):
     """Refuse a cache of other data, models or options before any weight is loaded.
 
     Raises:
@@ -124,7 +127,7 @@ def check_cache(options: Options, accelerator: Accelerator, rows: datasets.Datas
     """
     if options.hardware.cache_dir_latents is not None:
         families = {"student": student} | ({} if teacher is student else {"teacher": teacher})
-        fingerprint = cache_fingerprint(options, accelerator, rows, families)
+        fingerprint = cache_fingerprint(options, accelerator, cast(datasets.Dataset, rows), families)
         on_main_process(accelerator, lambda: is_there(options, fingerprint))
 
 
@@ -149,7 +152,7 @@ def open_cache(
         FolderInUse: another run is computing this cache.
         CacheError: the cache is damaged or cannot be written.
     """
-    folder = Path(options.hardware.cache_dir_latents)
+    folder = _folder(options)
     if not on_main_process(accelerator, lambda: is_there(options, fingerprint)):
         with lock_folder_of_run(accelerator, folder, "--cache_dir_latents"):
             # Another run may have finished the cache while the networks of this one were loading.
@@ -229,6 +232,12 @@ def _condition_fingerprint(options: Options) -> dict[str, str | None]:
     return found
 
 
+def _folder(options: Options) -> Path:
+    """The folder of `--cache_dir_latents`, which is given."""
+    assert options.hardware.cache_dir_latents is not None
+    return Path(options.hardware.cache_dir_latents)
+
+
 def is_there(options: Options, fingerprint: dict) -> bool:
     """Whether a complete cache with this `fingerprint` exists.
 
@@ -236,7 +245,7 @@ def is_there(options: Options, fingerprint: dict) -> bool:
         OptionError: there is a complete or partial cache with another fingerprint, which is not overwritten because it
             may have taken hours; or the folder contains files that are not a cache.
     """
-    folder = Path(options.hardware.cache_dir_latents)
+    folder = _folder(options)
     check_cache_folder(folder)
     for path in (folder / FINGERPRINT, folder / UNFINISHED):
         found = read_fingerprint(path)

@@ -112,7 +112,8 @@ class CheckedArray:
         sums = np.array([zlib.crc32(row) for row in values], np.uint32)
         try:
             _put(self.path, self.rows, first, values)
-            _put(self.path.parent / CHECKSUMS / self.path.name, self.sums, first, sums)
+            if self.sums is not None:
+                _put(self.path.parent / CHECKSUMS / self.path.name, self.sums, first, sums)
         except OSError as error:
             raise CacheError(f"--cache_dir_latents: {self.path} cannot be written: {error}") from error
 

@@ -13,25 +13,28 @@ from training.models.families import Family
 
 
 class Embeddings(Protocol):
-    """Interface of the latents and embeddings of a batch, which do not depend on the trained networks.
+    """Interface of the latents and embeddings of a batch, which do not depend on the trained networks."""
 
-    Attributes:
-        condition_dim: dimension D of c = [c_text, c_img], 0 if both are disabled.
-    """
-
-    condition_dim: int
+    @property
+    def condition_dim(self) -> int:
+        """Dimension D of c = [c_text, c_img], 0 if both are disabled."""
+        ...
 
     def latents(self, x0: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation `(B, C, h, w)` of the latents of images `x0` with sample ids `ids (B,)`."""
+        ...
 
     def captions(self, family: Family, captions: Sequence[str]) -> dict[str, Tensor]:
         """The result of `family.embed` for B captions."""
+        ...
 
     def c_text(self, captions: Sequence[str]) -> Tensor | None:
         """Unit vectors c_text `(B, D)`, or None if this condition is disabled."""
+        ...
 
     def c_img(self, x0: Tensor, ids: Tensor) -> Tensor | None:
         """Unit vectors c_img `(B, D)`, or None if this condition is disabled."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -14,6 +14,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from pipelines import ADDPipeline, ADDSD3Pipeline, ADDXLPipeline
 from training.options.models import LoraOptions
 
 # All linear layers and convolutions of the UNet that LCM-LoRA adapts. One-step sampling requires larger changes to the
@@ -38,7 +39,7 @@ def add_lora(unet: Any, lora: LoraOptions, target_modules: Sequence[str] = DEFAU
     unet.add_adapter(
         LoraConfig(
             r=lora.lora_rank,
-            lora_alpha=lora.lora_alpha or lora.lora_rank,
+            lora_alpha=cast(int, lora.lora_alpha or lora.lora_rank),  # peft only divides it by the rank
             lora_dropout=lora.lora_dropout,
             init_lora_weights=True,
             target_modules=list(lora.lora_target_modules or target_modules),
@@ -49,7 +50,7 @@ def add_lora(unet: Any, lora: LoraOptions, target_modules: Sequence[str] = DEFAU
         # Autocast casts the operands of the adapter. peft would first cast its input to float32 and keep a copy.
         for module in unet.modules():
             if isinstance(module, BaseTunerLayer):
-                module.cast_input_dtype_enabled = False
+                cast(Any, module).cast_input_dtype_enabled = False
 
 
 @contextmanager
@@ -107,7 +108,10 @@ def without_adapter(unet: nn.Module) -> Callable:
 
 
 def save_lora(
-    unet: Any, pipeline_class: type[DiffusionPipeline], output_dir: str | Path, network: str = "unet"
+    unet: Any,
+    pipeline_class: type[ADDPipeline | ADDXLPipeline | ADDSD3Pipeline],
+    output_dir: str | Path,
+    network: str = "unet",
 ) -> None:
     """Write `pytorch_lora_weights.safetensors`, rank and alpha in its metadata, as stock pipelines load it.
 
@@ -115,7 +119,10 @@ def save_lora(
         network: the name of `unet` in the pipeline, "unet" or "transformer".
     """
     config = unet.peft_config["default"].to_dict()
-    layers = {f"{network}_lora_layers": get_peft_model_state_dict(unet), f"{network}_lora_adapter_metadata": config}
+    layers: dict[str, Any] = {
+        f"{network}_lora_layers": get_peft_model_state_dict(unet),
+        f"{network}_lora_adapter_metadata": config,
+    }
     pipeline_class.save_lora_weights(output_dir, **layers)
 
 

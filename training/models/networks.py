@@ -2,14 +2,14 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderTiny, ModelMixin, UNet2DConditionModel
 
 from discriminator import ImageCondition, TextCondition
-from discriminator.pretrained import load_frozen
+from discriminator.pretrained import load_frozen, move
 from distillation.latents import LatentSpace
 from pipelines.precision import keep_output_in_float32
 from training.errors import OptionError
@@ -159,7 +159,7 @@ def _load_student(options: Options, family: Family, dtype: torch.dtype, device: 
         return base.train()
     unet = family.load_unet(torch.float32, device)
     if options.models.student_init == "random":
-        unet = family.network_class.from_config(unet.config).to(device)
+        unet = move(cast(ModelMixin, family.network_class.from_config(unet.config)), device)
     prepare_output_layers(unet, options, prediction_type_of(family.scheduler))
     return unet.train().requires_grad_(True)
 
@@ -170,7 +170,8 @@ def _load_frozen(family: Family, precision: str | None, dtype: torch.dtype, devi
         # bitsandbytes computes in half precision; bf16 has a larger range than fp16.
         half = dtype if dtype in HALF.values() else torch.bfloat16
         return quantize_linears(family.load_unet(half, device), int(precision[0]))
-    return family.load_unet({**HALF, "fp32": torch.float32}.get(precision, dtype), device)
+    precisions: dict[str | None, torch.dtype] = {**HALF, "fp32": torch.float32}
+    return family.load_unet(precisions.get(precision, dtype), device)
 
 
 def load_conditions(options: Options, accelerator: Accelerator) -> tuple[TextCondition | None, ImageCondition | None]:

@@ -1,9 +1,13 @@
 """Quantization of a frozen UNet's linear layers to 8 or 4 bits with bitsandbytes."""
 
+from typing import TypeVar
+
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def quantize_linears(network: nn.Module, bits: int) -> nn.Module:
+
+def quantize_linears(network: Network, bits: int) -> Network:
     """Quantize every `nn.Linear` of a frozen `network` in place: LLM.int8 (8) or NF4 (4). Convolutions are not changed.
 
     diffusers' quantizer does the same while loading, but requires a GPU; bitsandbytes itself has CPU kernels.

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from diffusers import ConfigMixin
 from huggingface_hub import constants
 from safetensors import SafetensorError
 
@@ -13,6 +15,11 @@ from training.errors import OptionError, UserError
 
 LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
 LONGEST_REASON = 300  # characters of a library's own message
+
+
+def load_config(kind: type[ConfigMixin], pretrained_model_name_or_path: str, **where: Any) -> dict[str, Any]:
+    """`kind.load_config`, which returns a tuple only with flags that nothing here uses."""
+    return cast(dict[str, Any], kind.load_config(pretrained_model_name_or_path, **where))
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class Metrics:
 
     def skip(self, skipped: Tensor) -> None:
         """Count one iteration. `skipped` is 1.0 if its step was skipped, else 0.0."""
-        if self.skipped_total is None:
+        if self.skipped_total is None or self.skipped_in_a_row is None or self.longest_run is None:
             self.skipped_total = self.skipped_in_a_row = self.longest_run = torch.zeros_like(skipped)
         self.skipped_total = self.skipped_total + skipped
         self.skipped_in_a_row = (self.skipped_in_a_row + skipped) * skipped
@@ -54,7 +54,7 @@ class Metrics:
         Waits for the device once.
         """
         names = list(self.sums)
-        if self.skipped_total is None:
+        if self.skipped_total is None or self.longest_run is None:
             return {}, 0, 0
         means = [self.sums[n] / self.counts[n].clamp(min=1) for n in names]
         *values, total, longest = torch.stack([*means, self.skipped_total, self.longest_run]).tolist()

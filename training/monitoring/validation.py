@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageDraw, ImageFont
-from torch import nn
 
+from training.models.calling import call_pipeline
 from training.models.lora import adapter_disabled
 from training.options.derived import make_student_scheduler
 from training.run.run import Run
@@ -27,7 +27,7 @@ GAP, FONT_SIZE = 4, 11
 
 
 @contextmanager
-def averaged(student: nn.Module, ema: EMAModel | None) -> Iterator[nn.Module]:
+def averaged(student: UNet2DConditionModel, ema: EMAModel | None) -> Iterator[UNet2DConditionModel]:
     """`student` in eval mode with the weights of its average `ema`, if there is one; restored afterwards.
 
     A sharded student is to be averaged and used by all processes together.
@@ -104,9 +104,9 @@ class Validator:
         pipeline.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(self.run.state.seed + i) for i in range(len(self.prompts))]
         with self.run.accelerator.autocast():
-            return pipeline(
-                list(self.prompts), num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators,
-                height=self.size, width=self.size,
+            return call_pipeline(
+                pipeline, list(self.prompts), num_inference_steps=steps, guidance_scale=guidance_scale,
+                generator=generators, height=self.size, width=self.size,
             ).images  # fmt: skip
 
 

@@ -1,10 +1,11 @@
 """Values derived from several flags, or from the flags and the model: schedules, guidance, prompts, precision."""
 
 import os
+from typing import TypeAlias
 
 import torch
 from accelerate import Accelerator
-from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from distillation.noise import NoiseSettings
 from distillation.schedule import FLOW, NoiseSchedule
@@ -12,6 +13,8 @@ from distillation.teacher import NFSD_NEGATIVE_PROMPT
 from pipelines import flow_student_scheduler, student_scheduler
 from training.errors import OptionError
 from training.options.options import Options
+
+Scheduler: TypeAlias = DDPMScheduler | FlowMatchEulerDiscreteScheduler
 
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -96,20 +99,20 @@ def decodes(options: Options) -> bool:
     return judges_pixels or distils_pixels
 
 
-def prediction_type_of(scheduler: SchedulerMixin) -> str:
+def prediction_type_of(scheduler: Scheduler) -> str:
     """What a network with this `scheduler` predicts: one of `PREDICTION_TYPES`, or `FLOW`."""
-    return FLOW if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else scheduler.config.prediction_type
+    return FLOW if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else scheduler.config["prediction_type"]
 
 
-def make_student_scheduler(options: Options, scheduler: SchedulerMixin) -> SchedulerMixin:
+def make_student_scheduler(options: Options, scheduler: Scheduler) -> Scheduler:
     """The stock scheduler that the student is published with.
 
     Args:
         scheduler: scheduler of the model that the student started from.
     """
-    prediction_type = prediction_type_of(scheduler)
-    if prediction_type == FLOW:
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return flow_student_scheduler(scheduler.config, options.method.student_timesteps)
+    prediction_type = prediction_type_of(scheduler)
     return student_scheduler(
         scheduler.config,
         prediction_type,
@@ -119,7 +122,7 @@ def make_student_scheduler(options: Options, scheduler: SchedulerMixin) -> Sched
 
 
 def make_schedules(
-    options: Options, student_scheduler: SchedulerMixin, teacher_scheduler: SchedulerMixin
+    options: Options, student_scheduler: Scheduler, teacher_scheduler: Scheduler
 ) -> tuple[NoiseSchedule, NoiseSchedule]:
     """The noise schedules of student and teacher, from the schedulers' configs; no weights are needed.
 
@@ -128,13 +131,13 @@ def make_schedules(
             schedule, `--zero_terminal_snr terminal` for a student whose own schedule is rescaled, or what flow matching
             does not have.
     """
-    method, last = options.method, student_scheduler.config.num_train_timesteps - 1
+    method, last = options.method, student_scheduler.config["num_train_timesteps"] - 1
     if method.student_timesteps[-1] != last:
         raise OptionError(
             f"--student_timesteps got {list(method.student_timesteps)}: the last must be {last}, because sampling "
             "starts from pure noise at that timestep"
         )
-    steps = teacher_scheduler.config.num_train_timesteps
+    steps = teacher_scheduler.config["num_train_timesteps"]
     if method.teacher_timestep_range[1] > steps:
         raise OptionError(
             f"--teacher_timestep_range got {list(method.teacher_timestep_range)}: HIGH is at most {steps}, the number "
@@ -151,10 +154,9 @@ def make_schedules(
     )
 
 
-def _student_schedule(options: Options, flag: str, scheduler: SchedulerMixin) -> NoiseSchedule:
+def _student_schedule(options: Options, flag: str, scheduler: Scheduler) -> NoiseSchedule:
     """The student's schedule, rescaled as `--zero_terminal_snr` says."""
-    prediction_type = prediction_type_of(scheduler)
-    if prediction_type == FLOW:
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         if options.method.zero_terminal_snr is not None:
             raise OptionError(
                 f"--zero_terminal_snr got {options.method.zero_terminal_snr!r}: the schedule of "
@@ -162,6 +164,7 @@ def _student_schedule(options: Options, flag: str, scheduler: SchedulerMixin) ->
                 "out"
             )
         return _own_schedule(flag, student_model(options), scheduler)
+    prediction_type = prediction_type_of(scheduler)
     mode = zero_snr_mode(options, prediction_type)
     if mode == "terminal" and _is_rescaled(scheduler):
         raise OptionError(
@@ -178,28 +181,28 @@ def _student_schedule(options: Options, flag: str, scheduler: SchedulerMixin) ->
     )
 
 
-def _own_schedule(flag: str, name: str, scheduler: SchedulerMixin) -> NoiseSchedule:
+def _own_schedule(flag: str, name: str, scheduler: Scheduler) -> NoiseSchedule:
     """The schedule that the model `name` was trained with.
 
     Raises:
         OptionError: it is one of flow matching whose shift depends on the image's size.
     """
-    prediction_type, config = prediction_type_of(scheduler), scheduler.config
-    if prediction_type != FLOW:
-        return NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod, prediction_type)
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return NoiseSchedule.from_alphas_cumprod(scheduler.alphas_cumprod, prediction_type_of(scheduler))
+    config = scheduler.config
     for setting in ("use_dynamic_shifting", "invert_sigmas"):
         if config.get(setting):
             raise OptionError(
                 f"--{flag} got {name!r}: its scheduler's config has {setting}, and only a fixed `shift` can be used; "
                 f"use a copy of the model with {setting} false in scheduler/scheduler_config.json"
             )
-    return NoiseSchedule.flow_matching(config.num_train_timesteps, config.shift)
+    return NoiseSchedule.flow_matching(config["num_train_timesteps"], config["shift"])
 
 
-def _refuse_nfsd_at_pure_noise(options: Options, scheduler: SchedulerMixin) -> None:
+def _refuse_nfsd_at_pure_noise(options: Options, scheduler: Scheduler) -> None:
     """Raises: OptionError: NFSD would divide by alpha_t = 0 at the last index of a flow-matching teacher."""
     low, high = options.method.teacher_timestep_range
-    steps = scheduler.config.num_train_timesteps
+    steps = scheduler.config["num_train_timesteps"]
     is_nfsd = options.method.distillation_weighting == "nfsd"
     if is_nfsd and prediction_type_of(scheduler) == FLOW and high == steps:
         raise OptionError(
@@ -208,14 +211,15 @@ def _refuse_nfsd_at_pure_noise(options: Options, scheduler: SchedulerMixin) -> N
         )
 
 
-def _is_rescaled(scheduler: SchedulerMixin) -> bool:
+def _is_rescaled(scheduler: DDPMScheduler) -> bool:
     """Whether the scheduler's own config gives zero SNR at the last timestep."""
     return float(scheduler.alphas_cumprod[-1]) <= 0
 
 
-def _refuse_rescaled_epsilon(flag: str, name: str, scheduler: SchedulerMixin) -> None:
+def _refuse_rescaled_epsilon(flag: str, name: str, scheduler: Scheduler) -> None:
     """Raise an OptionError if the model `name` predicts epsilon and its own schedule ends at zero SNR."""
-    if prediction_type_of(scheduler) == "epsilon" and _is_rescaled(scheduler):
+    is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    if not is_flow and prediction_type_of(scheduler) == "epsilon" and _is_rescaled(scheduler):
         raise OptionError(
             f"--{flag} got {name!r}: its scheduler's config has prediction_type epsilon and rescale_betas_zero_snr, "
             "and at the last timestep x0 = (x - sigma * eps) / alpha would divide by 0; use a copy of the model with "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from torch import nn
 
@@ -37,7 +38,7 @@ class Players:
         discriminator_steps: number of updates of the heads per update of the student.
     """
 
-    student: nn.Module
+    student: UNet2DConditionModel
     heads: nn.Module | None
     losses: Losses
     updaters: dict[str, Updater]

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from distillation.schedule import NoiseSchedule
 from training.data.reader import SampleReader
-from training.data.sources import Rows
+from training.data.sources import Rows, count_rows
 from training.encoding.batches import BatchMaker
 from training.encoding.embeddings import Embeddings
 from training.models.families import Family
@@ -63,4 +63,4 @@ class Run:
     @property
     def num_samples(self) -> int | None:
         """Number of rows of the data set; None for a stream."""
-        return None if self.options.data.streaming else len(self.rows)
+        return count_rows(self.rows)

@@ -10,6 +10,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from distillation.latents import decode_latents, encode_posterior
 from evaluation.tiny.split import Split
 from examples.tiny.autoencoder import center_latents, encode_moments, measure_psnr
 from examples.tiny.captioned.gates import Course, Gate
@@ -40,14 +41,14 @@ def start_near_identity(vae: AutoencoderKL) -> None:
             if module.conv_shortcut is not None:
                 nn.init.orthogonal_(module.conv_shortcut.weight)
         elif isinstance(module, Downsample2D):
-            weight = module.conv.weight.mul_(0.1)
+            weight = module.get_parameter("conv.weight").mul_(0.1)
             weight[:, :, :2, :2] += torch.eye(len(weight))[:, :, None, None] / 4
         elif isinstance(module, Upsample2D):
-            weight = module.conv.weight.mul_(0.1)
+            weight = module.get_parameter("conv.weight").mul_(0.1)
             weight[:, :, 1, 1] += torch.eye(len(weight))
         elif isinstance(module, Attention):
-            nn.init.zeros_(module.to_out[0].weight)
-    vae.quant_conv.bias[vae.config.latent_channels :] += INITIAL_LOGVAR
+            nn.init.zeros_(module.get_parameter("to_out.0.weight"))
+    vae.get_parameter("quant_conv.bias")[vae.config["latent_channels"] :] += INITIAL_LOGVAR
 
 
 def reconstruction_loss(output: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -67,10 +68,10 @@ def train_autoencoder(out: Path, train: Split, test: Split, plan: Plan, course: 
 
     def loss_of_batch() -> torch.Tensor:
         image = shift(train.pixels[draw(len(train.pixels), plan.vae_batch_size)], 2)
-        posterior = vae.encode(image).latent_dist
+        posterior = encode_posterior(vae, image)
         # KL per latent element, so that its weight does not depend on the resolution.
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        return reconstruction_loss(vae.decode(posterior.sample()).sample, image) + KL_WEIGHT * kl
+        return reconstruction_loss(decode_latents(vae, posterior.sample()), image) + KL_WEIGHT * kl
 
     def fit_round(part: int, iterations: int) -> None:
         settings = {"learning_rate": LEARNING_RATE, "ema_decay": EMA_DECAY, "checkpoint": course.checkpoint}

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPModel
 
+from evaluation.metrics import pooled
 from evaluation.tiny.split import Split
 from examples.tiny.captioned.gates import Course, Gate
 from examples.tiny.captioned.plan import Plan
@@ -59,8 +60,8 @@ def measure_clip(clip: CLIPModel, tokens: torch.Tensor, test: Split) -> dict[str
     ids = torch.tensor([known.index(caption) for caption in test.captions[:count]])
     with torch.no_grad():
         chunks = torch.arange(count).split(128)
-        images = torch.cat([clip.get_image_features(normalize(test.pixels[rows])).pooler_output for rows in chunks])
-        texts = torch.cat([clip.get_text_features(tokens[rows]).pooler_output for rows in chunks])
+        images = torch.cat([pooled(clip.get_image_features(normalize(test.pixels[rows]))) for rows in chunks])
+        texts = torch.cat([pooled(clip.get_text_features(tokens[rows])) for rows in chunks])
     return {"retrieval": retrieval(images, texts, ids, CANDIDATES)}
 
 
@@ -92,7 +93,7 @@ def train_clip(
     caption_ids = torch.tensor([index[caption] for caption in train.captions])
     words = informative_words(train.captions)
     marks = mark_words(captions, words)
-    to_words = nn.Linear(clip.config.projection_dim, len(words))
+    to_words = nn.Linear(width or plan.text_width, len(words))
 
     def loss_of_batch() -> torch.Tensor:
         ids = caption_ids[rows := draw(len(caption_ids), BATCH_SIZE)]

@@ -57,7 +57,7 @@ class Attributes:
 
     def targets(self, split: Split) -> torch.Tensor:
         """`(N, A)`, the index of each image's value for each attribute."""
-        columns = [columns_of(split, self.values)[name] for name in self.values]
+        columns = [columns_of(split, list(self.values))[name] for name in self.values]
         return torch.tensor(
             [[self.values[name].index(v) for name, v in zip(self.values, row)] for row in zip(*columns)]
         )

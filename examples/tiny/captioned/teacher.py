@@ -16,8 +16,9 @@ from examples.tiny.captioned.plan import Plan
 from examples.tiny.captioned.vision import look, read_attributes
 from examples.tiny.layouts import assemble, encode_captions, pick
 from examples.tiny.loop import draw, fit
-from examples.tiny.models import make_scheduler
+from examples.tiny.models import PredictionType, make_scheduler
 from examples.tiny.teacher import save_grid
+from training.models.calling import call_pipeline
 
 BATCH_SIZE = 32
 LEARNING_RATE = 1e-3
@@ -41,7 +42,7 @@ def train_teacher(
     test: Split,
     plan: Plan,
     course: Course,
-    prediction_type: str = "epsilon",
+    prediction_type: PredictionType = "epsilon",
 ) -> dict[str, float]:
     """Train a UNet and save the whole pipeline in `out`: Stable Diffusion's for one CLIP, SDXL's for two.
 
@@ -53,7 +54,7 @@ def train_teacher(
     """
     vae = AutoencoderKL.from_pretrained(vae_folder).eval().requires_grad_(False)
     evaluator = ResNetForImageClassification.from_pretrained(evaluator_folder).eval()
-    mean, std = (moment * vae.config.scaling_factor for moment in encode_moments(vae, train.pixels))
+    mean, std = (moment * vae.config["scaling_factor"] for moment in encode_moments(vae, train.pixels))
     pipeline = assemble(clip_folders, vae, make_scheduler(prediction_type), **plan.unet_config)
     unet, scheduler = pipeline.unet, pipeline.scheduler
     captions = sorted(set(train.captions))
@@ -95,7 +96,7 @@ def draw_pictures(
         chunk = list(captions[start : start + SAMPLING_BATCH])
         generators = [torch.Generator().manual_seed(seed * 1_000_003 + start + k) for k in range(len(chunk))]
         settings = {"num_inference_steps": steps, "guidance_scale": guidance, "output_type": "pt"}
-        batches.append(pipeline(chunk, generator=generators, **settings).images)
+        batches.append(call_pipeline(pipeline, chunk, generator=generators, **settings).images)
     return torch.cat(batches) * 2 - 1
 
 

@@ -49,6 +49,9 @@ class SharedClassifier(nn.Module):
         marks: `(K, V)`, which of V words each of K classes has.
     """
 
+    marks: torch.Tensor  # buffers
+    ambiguous: torch.Tensor  # (K,), 1 for classes with weights of their own
+
     def __init__(self, width: int, marks: torch.Tensor):
         super().__init__()
         _, group, sizes = marks.unique(dim=0, return_inverse=True, return_counts=True)
@@ -127,8 +130,8 @@ def train_evaluator(out: Path, train: Split, test: Split, plan: Plan, course: Co
 
     def measure() -> dict[str, float]:
         weight, bias = classify.weights()
-        model.classifier[-1].weight.data.copy_(weight)
-        model.classifier[-1].bias.data.copy_(bias)
+        model.get_parameter("classifier.1.weight").data.copy_(weight)
+        model.get_parameter("classifier.1.bias").data.copy_(bias)
         return attributes.agreement(look(model, test.pixels)[1], test_targets)
 
     figures = course.run(fit_round, measure, EVALUATOR_GATES)

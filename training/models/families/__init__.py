@@ -7,7 +7,7 @@ from training.models.families.base import Family
 from training.models.families.stable_diffusion import StableDiffusion
 from training.models.families.stable_diffusion_3 import StableDiffusion3
 from training.models.families.stable_diffusion_xl import StableDiffusionXL
-from training.models.sources import loading
+from training.models.sources import load_config, loading
 from training.options.derived import needs_teacher
 from training.options.options import Options
 
@@ -27,10 +27,11 @@ def open_families(options: Options, expected: type[Family]) -> tuple[Family, Fam
     Raises:
         OptionError: a repo does not exist or contains another kind of model, or the options do not suit its family.
     """
-    models, separate = options.models, options.models.pretrained_student_model is not None
+    models, own = options.models, options.models.pretrained_student_model
+    separate = own is not None
     of_teacher = ("pretrained_teacher_model", models.pretrained_teacher_model, models.revision, models.variant)
-    of_student = ("pretrained_student_model", models.pretrained_student_model, models.student_revision,
-                  models.student_variant) if separate else of_teacher  # fmt: skip
+    of_student = ("pretrained_student_model", own, models.student_revision,
+                  models.student_variant) if own is not None else of_teacher  # fmt: skip
     flag = of_student[0]
     own_vae = (options.sdxl.pretrained_vae_model_name_or_path, options.sdxl.vae_revision)
     student = _open(options, *of_student, models.cache_dir, *own_vae)
@@ -79,7 +80,7 @@ def _open(
 ) -> Family:
     """Open the repo `name` with the family of the pipeline class in its model_index.json."""
     with loading(flag, name, "a diffusers pipeline, with its model_index.json"):
-        found = DiffusionPipeline.load_config(name, revision=revision, cache_dir=cache_dir)["_class_name"]
+        found = load_config(DiffusionPipeline, name, revision=revision, cache_dir=cache_dir)["_class_name"]
     if found not in FAMILY_OF_PIPELINE:
         *most, last = FAMILY_OF_PIPELINE
         raise OptionError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import diffusers
 import torch
@@ -20,8 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from discriminator.pretrained import NO_CODE, load_frozen
 from distillation.student import Condition
+from pipelines import ADDPipeline, ADDSD3Pipeline, ADDXLPipeline
 from training.models.lora import DEFAULT_TARGET_MODULES
-from training.models.sources import loading
+from training.models.sources import load_config, loading
+from training.options.derived import Scheduler
 from training.options.options import Options
 
 
@@ -38,7 +40,7 @@ class Family:
         vae: after `load_vae`.
     """
 
-    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    pipeline_class: ClassVar[type[ADDPipeline | ADDXLPipeline | ADDSD3Pipeline]]
     stock_class: ClassVar[str]  # of model_index.json
     script: ClassVar[str]  # that trains students of this family
     text_encoders: dict[str, type[PreTrainedModel]]  # subfolder: class
@@ -75,13 +77,14 @@ class Family:
         """
         self.source = (name, revision, variant, cache_dir, vae_name, vae_revision, flag)
         self.name, self.vae_name, self.vae_revision, self.flag = name, vae_name, vae_revision, flag
-        self.where = {"revision": revision, "cache_dir": cache_dir}
+        self.where: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
         self.variant = variant
         with self._loading():
-            self.index = DiffusionPipeline.load_config(name, **self.where)
-            self.scheduler = self.scheduler_class.from_pretrained(name, subfolder="scheduler", **self.where)
+            self.index = load_config(DiffusionPipeline, name, **self.where)
+            scheduler = self.scheduler_class.from_pretrained(name, subfolder="scheduler", **self.where)
+            self.scheduler = cast(Scheduler, scheduler)
         with self._loading_vae():
-            self.vae_config = AutoencoderKL.load_config(**self._vae_source())
+            self.vae_config = load_config(AutoencoderKL, **self._vae_source())
 
     def unloaded(self) -> "Family":
         """A new object for the same repo, without weights."""

@@ -21,6 +21,8 @@ class StableDiffusion(Family):
     script = "train_add.py"
     text_encoders = {"text_encoder": CLIPTextModel}  # noqa: RUF012 (read only)
     tokenizers = {"tokenizer": CLIPTokenizer}  # noqa: RUF012
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> dict[str, Tensor]:

@@ -24,6 +24,10 @@ class StableDiffusionXL(Family):
     script = "train_add_sdxl.py"
     text_encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}  # noqa: RUF012
     tokenizers = {"tokenizer": CLIPTokenizer, "tokenizer_2": CLIPTokenizer}  # noqa: RUF012
+    text_encoder: CLIPTextModel
+    text_encoder_2: CLIPTextModelWithProjection
+    tokenizer: CLIPTokenizer
+    tokenizer_2: CLIPTokenizer
 
     def vae_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
         """`dtype`, or bf16 or fp32 if `dtype` is fp16 and the autoencoder overflows in fp16 according to its config.

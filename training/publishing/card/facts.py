@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from diffusers import DDPMScheduler
 
@@ -64,7 +64,8 @@ def _precision(config: dict[str, Any]) -> str:
         )
     text = "Use float16, which rounds eight times finer than bfloat16."
     if config.get("prediction_type", "epsilon") == "epsilon":
-        remaining = float(DDPMScheduler.from_config(config).alphas_cumprod[-1])
+        scheduler = cast(DDPMScheduler, DDPMScheduler.from_config(config))
+        remaining = float(scheduler.alphas_cumprod[-1])
         if remaining > 0:
             factor = ((1 - remaining) / remaining) ** 0.5
             text += (
