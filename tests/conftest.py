@@ -2,6 +2,7 @@
 disk."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +23,9 @@ from tests.support.runs import SCRIPTS, Script
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
 block_network()
+# A shell ignores SIGINT in background jobs, and all processes that the tests start and interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # diffusers' own tests run against ours only where a checkout of diffusers is named: `make test-conformance`.
 collect_ignore = [] if "DIFFUSERS_CHECKOUT" in os.environ else ["conformance"]

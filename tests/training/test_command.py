@@ -11,7 +11,7 @@ from training.command import INSTALLED, command_name
     [
         ("/venv/bin/add-publish", "add-publish"),
         ("add-publish.exe", "add-publish"),
-        ("/work/add/training/publish.py", "python -m training.publish"),
+        ("/home/me/add/training/publish.py", "python -m training.publish"),
         ("train_add.py", "python -m training.publish"),
         ("-c", "python -m training.publish"),
     ],
