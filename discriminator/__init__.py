@@ -1,6 +1,6 @@
 """The discriminator of Adversarial Diffusion Distillation: frozen feature network, trainable heads, condition.
 
-On pixels: ADD (2311.17042) section 3.2, after StyleGAN-T (2301.09515). On latents: LADD (2403.12015).
+Sources: on pixels ADD (2311.17042) section 3.2 and StyleGAN-T (2301.09515), on latents LADD (2403.12015).
 """
 
 from discriminator.adversary import Logits

@@ -1,4 +1,4 @@
-"""What the discriminators on pixels and on latents have in common: heads on features of real and generated samples."""
+"""Base class of the discriminators on pixels and on latents: heads on features of real and generated samples."""
 
 from collections.abc import Callable
 
@@ -9,15 +9,14 @@ Logits = Tensor | tuple[Tensor, ...]  # of K heads: `(B, K, N)`, or `(B, N_k)` e
 
 
 class Adversary(nn.Module):
-    """Trainable heads, whose logits of real and generated samples are computed apart or side by side.
+    """Trainable heads, and the logits of real and generated samples.
 
-    Features and logits are computed apart, because R1 (ADD, eq. 3) differentiates with respect to what lies between
-    them.
+    Features and logits are separate methods, because R1 (ADD, eq. 3) differentiates with respect to the features.
 
     Attributes:
-        heads: trainable. In eval mode a forward pass leaves its buffers (spectral norm) alone, which is the mode for
-            the student's step.
-        mixes: whether real and generated samples are normalized together.
+        heads: trainable heads. In eval mode, which the student's step uses, a forward pass does not change their
+            buffers (spectral norm).
+        mixes: whether real and generated samples are normalized together (`mixed_batch`).
     """
 
     def __init__(self, heads: nn.Module, norm: str):
@@ -28,16 +27,19 @@ class Adversary(nn.Module):
     def logits(
         self, heads: Callable, real: tuple[Tensor, ...], fake: tuple[Tensor, ...], condition: Tensor | None
     ) -> tuple[Logits, Logits]:
-        """Logits of real and of generated images.
+        """Logits of real and of generated samples.
 
         Args:
-            heads: of this discriminator, perhaps wrapped for distribution.
-            real, fake: K features `(B, C, ...)` each; sample i of both has the condition i.
+            heads: heads of this discriminator, possibly wrapped by accelerate.
+            real, fake: K features `(B, C, N)` or maps `(B, C_k, h_k, w_k)` each; sample i of both has the condition i.
             condition: `(B, D)` or None.
+
+        Returns:
+            For each of both, `(B, K, N)`, or K tensors `(B, N_k)` if taps differ in size.
         """
         if not self.mixes:
             return heads(real, condition), heads(fake, condition)
-        # Side by side, so that every virtual group holds as many of one kind as of the other.
+        # Interleaved, so that each virtual group contains as many real as generated samples.
         pairs = tuple(torch.stack([r, f], dim=1).flatten(0, 1) for r, f in zip(real, fake))
         logits = heads(pairs, None if condition is None else condition.repeat_interleave(2, dim=0))
         return _every_second(logits, 0), _every_second(logits, 1)
@@ -45,7 +47,7 @@ class Adversary(nn.Module):
     def logits_of_fake(
         self, heads: Callable, real: tuple[Tensor, ...], fake: tuple[Tensor, ...], condition: Tensor | None
     ) -> Logits:
-        """The second half of `logits`, without the work of the first where that is not needed for it."""
+        """The logits of generated samples as in `logits`. Those of real samples are only computed if needed."""
         return self.logits(heads, real, fake, condition)[1] if self.mixes else heads(fake, condition)
 
 

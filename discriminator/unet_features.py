@@ -18,12 +18,12 @@ class _DeepestTapReachedError(Exception):
 class UNetFeatures:
     """F of the latent discriminator: the teacher's UNet up to the deepest of its taps.
 
-    The UNet is not owned: it may also be the base of a LoRA student, called without its adapter. Hooks are on it during
-    a call only.
+    The UNet may also be the base of a LoRA student, which is called without its adapter. Hooks are registered only
+    during a call.
 
     Attributes:
         unet: frozen.
-        call: runs `unet` as the teacher, `(x_t, t, **condition)`, in its precision and without an adapter.
+        call: runs `unet` as the teacher, `(x_t, timestep=t, **condition)`, in its precision and without an adapter.
         taps: names of modules of `unet` in the order in which they run, as `find_taps` returns them.
     """
 

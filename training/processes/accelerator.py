@@ -22,13 +22,14 @@ def make_accelerator(options: Options) -> Accelerator:
     """Make an Accelerator with the run's precision and trackers. Only the local main process logs below ERROR.
 
     Raises:
-        OptionError: accelerate is configured for FSDP, DeepSpeed or another unsupported kind of training.
+        OptionError: accelerate is configured for DeepSpeed, version 1 of FSDP or another unsupported kind of training,
+            or the options cannot be combined with FSDP2.
     """
     report_to = None if options.output.report_to == NONE else options.output.report_to
     logging_dir = Path(options.output.output_dir, options.output.logging_dir)
     check_launch(options)
     hide_fsdp_from_loading()
-    # Without this accelerate takes each process that a launcher starts on a CPU for the only one.
+    # Without `cpu`, accelerate treats each process that a launcher starts on a CPU as the only one.
     is_on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     PartialState(is_on_cpu)  # its choice of the backend depends on what is hidden below
     with patch_environment(**HIDDEN):
